@@ -1,0 +1,4 @@
+"""Array libraries and their fast forms, one file each; found lazily through `coatref.registry`."""
+
+if __name__ != "coatref.backends":
+    raise ImportError(f"this package is coatref.backends, not {__name__}: import it under that name")

@@ -1,0 +1,30 @@
+"""coatref: the reference definition of CoAtNet (Dai et al. 2021, arXiv 2106.04803), as pure functions.
+
+    import coatref
+    params = coatref.load("model.safetensors", spec="timm/coatnet_0_rw_224")
+    logits = coatref.forward(params, x)  # x: (N, H, W, 3), any array-API library
+
+`specs` and `spec` give the named networks, `init`, `load` and `convert` their parameters, `forward` and `trace` compute,
+`save` stores. Every error raised on purpose derives from `CoatrefError`.
+"""
+
+from coatref.errors import (
+    CoatrefError,
+    DtypeError,
+    FileFormatError,
+    InputError,
+    LibraryError,
+    MissingDependencyError,
+    ShapeError,
+    SizeError,
+    SpecError,
+    UnknownSpecError,
+    WeightsError,
+)
+from coatref.initialise import init
+from coatref.model import forward, trace
+from coatref.params import Params
+from coatref.preprocess import Preprocessing
+from coatref.specification import Spec, spec, specs
+
+__version__ = "0.1.0"

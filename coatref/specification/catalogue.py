@@ -1,0 +1,65 @@
+"""All named specs, found by name."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+from coatref.errors import UnknownSpecError
+from coatref.specification import paper, timm
+from coatref.specification.spec import Spec
+
+
+def specs() -> tuple[str, ...]:
+    """Names of all known specs: the paper's, its layouts and ablations, then "timm/..."."""
+    return (*paper.names(), *timm.names())
+
+
+def spec(
+    name: str,
+    *,
+    image_size: tuple[int, int] | int | None = None,
+    classes: int | None = None,
+    depths: Sequence[int] | None = None,
+    widths: Sequence[int] | None = None,
+) -> Spec:
+    """The named spec, or a variant of it in size.
+
+    Args:
+        name: one of `specs()`.
+        image_size: height and width in pixels (one number for a square) that the relative-bias tables are made for.
+        classes: of the head.
+        depths: number of blocks: for the paper's specs of S0 (its convolutions), S1, S2, ...; of S1 to S4 for timm's.
+        widths: channels of the same.
+
+    Returns:
+        The spec; the same one for the same arguments. A variant keeps the name.
+
+    Raises:
+        UnknownSpecError: no spec has that name; the message names similar ones.
+        SpecError, InputError, SizeError: the variant has no meaning.
+    """
+    size: dict[str, Any] = {}
+    if image_size is not None:
+        size["image_size"] = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    if classes is not None:
+        size["classes"] = classes
+    return _build(
+        name, tuple(depths) if depths else None, tuple(widths) if widths else None, tuple(sorted(size.items()))
+    )
+
+
+@functools.lru_cache(maxsize=256)
+def _build(name: str, depths: Any, widths: Any, size: Any) -> Spec:
+    if name not in specs():
+        similar = difflib.get_close_matches(str(name), specs(), n=3, cutoff=0.5)
+        advice = f"similar names: {', '.join(similar)}" if similar else "coatref.specs() lists them all"
+        raise UnknownSpecError(f"There is no spec named {name!r}; {advice}.")
+    return (timm if name.startswith("timm/") else paper).build(name, depths, widths, **dict(size))
+
+
+def resolve(spec_or_name: Spec | str) -> Spec:
+    """A spec as it is, or the one of that name."""
+    return spec_or_name if isinstance(spec_or_name, Spec) else spec(spec_or_name)
