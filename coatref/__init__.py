@@ -24,7 +24,35 @@ from coatref.errors import (
 from coatref.initialise import init
 from coatref.model import forward, trace
 from coatref.params import Params
-from coatref.preprocess import Preprocessing
+from coatref.preprocess import Preprocessing, preprocess_images
 from coatref.specification import Spec, spec, specs
+
+from coatref.weights import convert, load, save
+
+__all__ = [
+    "CoatrefError",
+    "DtypeError",
+    "FileFormatError",
+    "InputError",
+    "LibraryError",
+    "MissingDependencyError",
+    "Params",
+    "Preprocessing",
+    "ShapeError",
+    "SizeError",
+    "Spec",
+    "SpecError",
+    "UnknownSpecError",
+    "WeightsError",
+    "convert",
+    "forward",
+    "init",
+    "load",
+    "preprocess_images",
+    "save",
+    "spec",
+    "specs",
+    "trace",
+]
 
 __version__ = "0.1.0"

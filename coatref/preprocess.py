@@ -255,7 +255,7 @@ def _decoded(image: ImageLike, where: str, pillow: ModuleType) -> Image:
 
 
 def _from_array(array: NDArray[Any], where: str, pillow: ModuleType) -> Image:
-    """A Pillow image of a uint8 array (H, W, 3) or (H, W); it may share the array's memory and is only read."""
+    """A Pillow image of a uint8 array (H, W, 3) or (H, W), of any strides; its memory may be the array's own."""
     if array.dtype != np.uint8:
         raise DtypeError(
             f"preprocess_images takes arrays of uint8 and {where} has dtype {array.dtype}; convert it to values 0..255 "
@@ -266,7 +266,7 @@ def _from_array(array: NDArray[Any], where: str, pillow: ModuleType) -> Image:
             f"preprocess_images takes arrays of shape (H, W, 3) or (H, W) and {where} has shape {array.shape}; pass a "
             "batch as a list of such arrays, and channels last."
         )
-    return cast("Image", pillow.fromarray(np.ascontiguousarray(array)))
+    return cast("Image", pillow.fromarray(array))
 
 
 def _from_file(path: str | os.PathLike[str], where: str, pillow: ModuleType) -> Image:
@@ -286,7 +286,7 @@ def _from_file(path: str | os.PathLike[str], where: str, pillow: ModuleType) -> 
 
 
 def _converted(image: Image, mode: Literal["RGB", "L"], where: str) -> Image:
-    """The image in RGB or grey, as a copy."""
+    """The image in RGB or grey, in memory of its own."""
     try:
         return image.convert(mode)
     except ValueError as error:

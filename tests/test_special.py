@@ -209,3 +209,16 @@ def test_jax(dtype: Any, compiled: bool) -> None:
         for part in (x, x[:0], x[7:8].reshape(())):
             found = (jax.jit(of) if compiled else of)(jnp.asarray(part))
             _check_like_numpy(np.asarray(found), part, flushed=True)
+
+
+def test_derivatives_of_the_libraries() -> None:
+    x = np.asarray([*SEAMS, 0.5, 1.0, 1.5, 2.0, 0.0, 1e-300, 0.3, 0.8, 30.0, np.inf])
+    x = np.concatenate([x, -x])
+    exact = 2.0 / np.sqrt(np.pi) * np.exp(-x * x)
+    with jax.enable_x64(True):
+        by_jax = jax.vmap(jax.grad(lambda v: erf(v, jnp)))(jnp.asarray(x))
+    np.testing.assert_allclose(np.asarray(by_jax), exact, rtol=0, atol=2e-15)
+    leaf = torch.from_numpy(x).requires_grad_()
+    erf(leaf, torch_xp).sum().backward()
+    assert leaf.grad is not None
+    np.testing.assert_allclose(leaf.grad.numpy(), exact, rtol=0, atol=2e-15)
