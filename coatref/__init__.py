@@ -21,12 +21,11 @@ from coatref.errors import (
     UnknownSpecError,
     WeightsError,
 )
+from coatref.images import preprocess, preprocess_images
 from coatref.initialise import init
 from coatref.model import forward, trace
 from coatref.params import Params
-from coatref.preprocess import Preprocessing, preprocess_images
-from coatref.specification import Spec, spec, specs
-
+from coatref.specification import Preprocessing, Spec, spec, specs
 from coatref.weights import convert, load, save
 
 __all__ = [
@@ -48,6 +47,7 @@ __all__ = [
     "forward",
     "init",
     "load",
+    "preprocess",
     "preprocess_images",
     "save",
     "spec",

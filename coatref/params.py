@@ -100,7 +100,10 @@ class Params(Branch):
         }
 
         def fit(name: str, array: Array) -> Array:
-            return array if tuple(array.shape) == shapes[name] else resize_table(array, *shapes[name][1:], sampling[name])
+            if tuple(array.shape) == shapes[name]:
+                return array
+            rows, columns = shapes[name][1:]
+            return resize_table(array, rows, columns, sampling[name])
 
         return Params(map_named(fit, self), spec)
 

@@ -114,7 +114,8 @@ def library_of(array: Array) -> Library:
     Raises:
         LibraryError: it is no array, or of a library without an array-API namespace.
     """
-    return _library_of_type(type(array)) or _unregistered(array)
+    cls: Any = type(array)
+    return _library_of_type(cls) or _unregistered(array)
 
 
 @functools.cache

@@ -14,6 +14,7 @@ class Branch(Mapping[str, Any]):
     """An immutable mapping from names to arrays, tuples and further branches; a pytree node for JAX and torch."""
 
     __slots__ = ("_children",)
+    _children: dict[str, Any]
 
     def __init__(self, children: Mapping[str, Any]) -> None:
         object.__setattr__(self, "_children", dict(children))

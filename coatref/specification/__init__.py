@@ -17,6 +17,7 @@ from coatref.specification.parts import (
     SqueezeExcite,
     Transformer,
 )
+from coatref.specification.preprocessing import Preprocessing
 from coatref.specification.spec import Block, Spec
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "Norm",
     "PatchStem",
     "Pool",
+    "Preprocessing",
     "RelativeBias",
     "Spec",
     "SqueezeExcite",

@@ -52,12 +52,15 @@ def spec(
 
 
 @functools.lru_cache(maxsize=256)
-def _build(name: str, depths: Any, widths: Any, size: Any) -> Spec:
+def _build(
+    name: str, depths: tuple[int, ...] | None, widths: tuple[int, ...] | None, size: tuple[tuple[str, Any], ...]
+) -> Spec:
     if name not in specs():
         similar = difflib.get_close_matches(str(name), specs(), n=3, cutoff=0.5)
         advice = f"similar names: {', '.join(similar)}" if similar else "coatref.specs() lists them all"
         raise UnknownSpecError(f"There is no spec named {name!r}; {advice}.")
-    return (timm if name.startswith("timm/") else paper).build(name, depths, widths, **dict(size))
+    build = timm.build if name.startswith("timm/") else paper.build
+    return build(name, depths, widths, **dict(size))
 
 
 def resolve(spec_or_name: Spec | str) -> Spec:

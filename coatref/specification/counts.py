@@ -8,6 +8,7 @@ from coatref.params import tensor_tree
 from coatref.specification.grids import Grid, grids
 from coatref.specification.parts import ConvStem, Transformer
 from coatref.specification.spec import Block, Spec
+from coatref.tensors import Tree
 from coatref.tree import flatten
 
 
@@ -37,23 +38,24 @@ def multiply_adds(spec: Spec, height: int, width: int) -> int:
     return total
 
 
-def kernel_entries(tree: dict, *path: str) -> int:  # type: ignore[type-arg]
+def kernel_entries(tree: Tree, *path: str) -> int:
     """Number of entries of a kernel in a tree of tensors, 0 where there is none."""
     for name in path:
         if name not in tree:
             return 0
         tree = tree[name]
-    return math.prod(tree["w"].shape)
+    shape: tuple[int, ...] = tree["w"].shape
+    return math.prod(shape)
 
 
-def stem_multiply_adds(spec: Spec, tree: dict, height: int, width: int) -> int:  # type: ignore[type-arg]
+def stem_multiply_adds(spec: Spec, tree: Tree, height: int, width: int) -> int:
     """Multiply-adds of the stem; after its first convolution the grid stays."""
     positions = math.prod(grids(spec, height, width)["s0"])
     layers = len(spec.stem.widths) if isinstance(spec.stem, ConvStem) else 1
     return positions * sum(kernel_entries(tree, f"conv{number}") for number in range(1, layers + 1))
 
 
-def block_multiply_adds(block: Block, tree: dict, before: Grid, after: Grid) -> int:  # type: ignore[type-arg]
+def block_multiply_adds(block: Block, tree: Tree, before: Grid, after: Grid) -> int:
     """Multiply-adds of one block that turns the grid `before` into the grid `after`."""
     run, here = block.run, math.prod(after)
     total = kernel_entries(tree, "shortcut") * here
@@ -67,10 +69,10 @@ def block_multiply_adds(block: Block, tree: dict, before: Grid, after: Grid) -> 
     return total + sum(kernel_entries(tree, "se", name) for name in ("reduce", "expand"))  # once per image
 
 
-def attention_multiply_adds(run: Transformer, tree: dict, grid: Grid) -> int:  # type: ignore[type-arg]
+def attention_multiply_adds(run: Transformer, tree: Tree, grid: Grid) -> int:
     """Multiply-adds of the projections, of the two products with the keys and values, and of the bias MLP."""
     spec, positions = run.attention, math.prod(grid)
-    inner = tree["q"]["w"].shape[1]
+    inner: int = tree["q"]["w"].shape[1]
     total = positions * sum(kernel_entries(tree, name) for name in ("q", "k", "v", "o"))
     if spec.form == "linear":
         return total + positions * inner * (2 * spec.head_size + 1)  # phi(k)^T v, phi(q) times it, and the normaliser

@@ -207,8 +207,8 @@ def build(name: str, depths: Sequence[int] | None, widths: Sequence[int] | None,
         default_depths, default_widths, head_size = FAMILY[base]
         spec = layout(name, "CCTT", depths or default_depths, widths or default_widths, head_size, **size)
     elif base in MIXED_FAMILY:
-        default_depths, default_widths = MIXED_FAMILY[base]
-        spec = mixed(name, depths or default_depths, widths or default_widths, **size)
+        mixed_depths, mixed_widths = MIXED_FAMILY[base]
+        spec = mixed(name, depths or mixed_depths, widths or mixed_widths, **size)
     elif base == "vit-rel":  # as many blocks as CoAtNet-0 in all, at the width of its S3
         spec = vit_rel(name, depths or (12,), widths or (384,), **size)
     else:

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from coatref.errors import SpecError
-from coatref.preprocess import Preprocessing
 from coatref.specification import fields
 from coatref.specification.parts import ConvNeXt, ConvStem, Head, PatchStem, Run, Transformer
+from coatref.specification.preprocessing import Preprocessing
 
 
 class Block(NamedTuple):
@@ -51,10 +51,10 @@ class Spec:
             raise SpecError(f"Spec {self.name!r} has a stage without blocks; every stage needs at least one run.")
         if sum(run.depth for stage in self.stages for run in stage) > fields.LONGEST_TUPLE:
             raise SpecError(f"Spec {self.name!r} has more than {fields.LONGEST_TUPLE} blocks.")
-        if len(self.preprocessing.mean) not in (1, self.channels):
+        if self.channels in (1, 3) and len(self.preprocessing.mean) != self.channels:
             raise SpecError(
-                f"Spec {self.name!r} takes {self.channels} channels and its preprocessing has "
-                f"{len(self.preprocessing.mean)} means; give one, or one for each channel."
+                f"Spec {self.name!r} takes {self.channels} channels and its preprocessing gives "
+                f"{len(self.preprocessing.mean)}; Preprocessing.mean and std need one number for each."
             )
         for block in self.blocks():
             if isinstance(block.run, Transformer):

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from coatref.preprocess import Preprocessing
 from coatref.specification.parts import (
     Activation,
     Attention,
@@ -29,6 +28,7 @@ from coatref.specification.parts import (
     SqueezeExcite,
     Transformer,
 )
+from coatref.specification.preprocessing import Preprocessing
 from coatref.specification.spec import Spec
 
 AVG2 = Pool(kind="avg", size=2, padding="valid")
@@ -36,7 +36,10 @@ MAX3 = Pool(kind="max", size=3, padding="symmetric")
 BATCH = Norm(kind="batch", epsilon=1e-5)
 LAYER = Norm(kind="layer", epsilon=1e-6)
 
-IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+CROP_95 = Preprocessing(crop_fraction=0.95)
+CROP_90 = Preprocessing(crop_fraction=0.9)
+IMAGENET_95 = Preprocessing(crop_fraction=0.95, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+SQUASH = Preprocessing(crop_fraction=1.0, crop="squash")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +72,7 @@ class Model:
     transformer_norm: Norm = LAYER
     image_size: tuple[int, int] = (224, 224)
     classes: int = 1000
-    preprocessing: Preprocessing = Preprocessing(crop_fraction=0.95)
+    preprocessing: Preprocessing = CROP_95
 
 
 NANO = {"widths": (64, 128, 256, 512), "depths": (3, 4, 6, 3), "stem": (32, 64)}
@@ -77,7 +80,6 @@ RW_0 = {"widths": (96, 192, 384, 768), "depths": (2, 3, 7, 2), "stem": (32, 64)}
 RW_1 = {"widths": (96, 192, 384, 768), "depths": (2, 6, 14, 2), "stem": (32, 64)}
 RW_2 = {"widths": (128, 256, 512, 1024), "depths": (2, 6, 14, 2), "stem": (64, 128)}
 RW_3 = {"widths": (192, 384, 768, 1536), "depths": (2, 6, 14, 2), "stem": (96, 192)}
-CROP_90 = Preprocessing(crop_fraction=0.9)
 EARLY: Any = {"se": ("early", "relu"), "projection_bias": False}
 SILU: Any = {"se": ("late", "silu")}
 
@@ -93,7 +95,6 @@ def models() -> dict[str, Model]:
 
     pico = {"widths": (64, 128, 256, 512), "depths": (2, 3, 5, 2), "stem": (32, 64)}
     tiny = {"widths": (32, 64, 96, 128), "depths": (1, 1, 2, 1), "stem": (16, 32)}
-    squash = Preprocessing(crop_fraction=1.0, crop="squash")
     return {
         "coatnet_pico_rw_224": make("max", pico, **SILU),
         "coatnet_nano_rw_224": make("max", NANO, **SILU, stride="pool", preprocessing=CROP_90),
@@ -106,7 +107,7 @@ def models() -> dict[str, Model]:
             RW_0,
             **EARLY,
             transformer_norm=Norm(kind="batch", epsilon=1e-6),
-            preprocessing=Preprocessing(crop_fraction=0.95, **IMAGENET),
+            preprocessing=IMAGENET_95,
         ),
         "coatnet_rmlp_nano_rw_224": make("max", NANO, **SILU, mlp=384, preprocessing=CROP_90),
         "coatnet_rmlp_0_rw_224": make("coat", RW_0, mlp=512),
@@ -114,7 +115,7 @@ def models() -> dict[str, Model]:
         "coatnet_rmlp_1_rw2_224": make("coat", RW_1, mlp=512),
         "coatnet_rmlp_2_rw_224": make("coat", RW_2, **SILU, mlp=512, layer_scale=1e-6),
         "coatnet_rmlp_2_rw_384": make(
-            "coat", RW_2, **SILU, mlp=512, layer_scale=1e-6, image_size=(384, 384), preprocessing=squash
+            "coat", RW_2, **SILU, mlp=512, layer_scale=1e-6, image_size=(384, 384), preprocessing=SQUASH
         ),
         "coatnet_rmlp_3_rw_224": make("coat", RW_3, **SILU, mlp=512, layer_scale=1e-6),
         "coatnet_nano_cc_224": make("coat", NANO, stride="pool", layout=("C", "C", "CT", "CT")),

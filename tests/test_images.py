@@ -1,4 +1,4 @@
-"""coatref.preprocess against timm's evaluation transform, and its refusals."""
+"""coatref.images against timm's evaluation transform, and its refusals."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from PIL import Image, ImageOps
 from timm_import import require_timm
 
 from coatref import errors
-from coatref.preprocess import Preprocessing, photograph, preprocess_images
+from coatref.images import Preprocessing, photograph, preprocess_images
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALVES = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -459,7 +459,7 @@ def test_a_preprocessing_survives_json() -> None:
 
 
 def test_pillow_is_imported_only_when_needed() -> None:
-    code = "import sys, coatref.preprocess; print('PIL' in sys.modules)"
+    code = "import sys, coatref.images; print('PIL' in sys.modules)"
     path = str(Path(str(importlib.resources.files("coatref").joinpath("errors.py"))).parent.parent)
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=path)
     assert result.stdout.strip() == "False"

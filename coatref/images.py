@@ -16,7 +16,6 @@ import math
 import operator
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
@@ -31,87 +30,20 @@ from coatref.errors import (
     MissingDependencyError,
     ShapeError,
     SizeError,
-    SpecError,
 )
+from coatref.specification.preprocessing import Preprocessing
+from coatref.specification.spec import Spec
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     ImageLike: TypeAlias = str | os.PathLike[str] | Image | NDArray[np.uint8]
 
-_CROPS = ("center", "squash")
-_INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "lanczos")
 _DTYPES = ("float32", "float64")
-
-_FLOAT32_TINY, _FLOAT32_MAX = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
 # What one resized image may hold: 1 GiB at Pillow's four bytes a pixel. A very thin image exceeds it easily, since its
 # shorter side is stretched to the target and its longer side with it.
 _MAX_RESIZED_PIXELS = 2**28
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """What a checkpoint's own evaluation transform does; the names of timm's settings are in brackets.
-
-    crop_fraction: target side / resized side (crop_pct), resized side = floor(target side / crop_fraction). Above 1
-        the resized image is smaller than the target and is padded with black.
-    crop: "center" keeps the aspect ratio, "squash" resizes both sides regardless of it (crop_mode).
-    interpolation: Pillow's resampling filter (interpolation), widened for shrinking except for "nearest".
-    mean, std: per channel, of pixels in [0, 1]; three values for RGB, one for grey.
-
-    Lists are stored as tuples and numbers as float, so that a value read back from JSON equals the one written.
-
-    Raises SpecError for a value outside these choices.
-    """
-
-    crop_fraction: float = 0.875
-    crop: Literal["center", "squash"] = "center"
-    interpolation: Literal["bicubic", "bilinear", "nearest", "lanczos"] = "bicubic"
-    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
-    std: tuple[float, ...] = (0.5, 0.5, 0.5)
-
-    def __post_init__(self) -> None:
-        fraction = _finite(self.crop_fraction, "crop_fraction")
-        if fraction <= 0:
-            raise SpecError(
-                f"Preprocessing.crop_fraction must be positive and is {fraction!r}; timm's default is 0.875."
-            )
-        object.__setattr__(self, "crop_fraction", fraction)
-        for name, choices in (("crop", _CROPS), ("interpolation", _INTERPOLATIONS)):
-            value = getattr(self, name)
-            if not isinstance(value, str) or value not in choices:
-                raise SpecError(
-                    f"Preprocessing.{name} must be one of {', '.join(choices)} and is {value!r:.80}; choose one."
-                )
-        for name in ("mean", "std"):
-            values = getattr(self, name)
-            if not isinstance(values, (tuple, list)) or len(values) not in (1, 3):
-                raise SpecError(
-                    f"Preprocessing.{name} must be a tuple of 3 numbers (RGB) or 1 (grey) and is {values!r:.80}; give "
-                    "one number per channel."
-                )
-            object.__setattr__(self, name, tuple(_finite(value, name) for value in values))
-        if len(self.mean) != len(self.std):
-            raise SpecError(
-                f"Preprocessing.mean and Preprocessing.std must have one number per channel each, and have "
-                f"{len(self.mean)} and {len(self.std)}; give both 3 (RGB) or both 1 (grey)."
-            )
-        if min(self.std) < _FLOAT32_TINY:
-            raise SpecError(
-                f"Preprocessing.std must be positive, also when rounded to float32, and is {self.std}; pixels are "
-                "divided by it."
-            )
-
-
-def _finite(value: object, name: str) -> float:
-    """The value as a float, if it is a number that float32 can hold; SpecError otherwise."""
-    if isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool):
-        with contextlib.suppress(OverflowError):  # an int beyond float64
-            number = float(value)
-            if abs(number) <= _FLOAT32_MAX:
-                return number
-    raise SpecError(f"Preprocessing.{name} must hold finite numbers and holds {value!r:.80}; give plain numbers.")
 
 
 def preprocess_images(
@@ -166,6 +98,23 @@ def preprocess_images(
     result -= np.asarray(preprocessing.mean, dtype)
     result /= np.asarray(preprocessing.std, dtype)
     return cast("NDArray[np.floating[Any]]", result)
+
+
+def preprocess(
+    images: ImageLike | Sequence[ImageLike], spec: Spec, *, dtype: Literal["float32", "float64"] = "float32"
+) -> NDArray[np.floating[Any]]:
+    """Model input from images as the spec's checkpoint was evaluated: its transform, at its image size.
+
+    Returns (N, H, W, C), channels last, for `coatref.forward`. Arguments and errors are those of `preprocess_images`.
+
+    Raises also InputError where the spec takes another number of channels than images have.
+    """
+    if len(spec.preprocessing.mean) != spec.channels:
+        raise InputError(
+            f"Spec {spec.name!r} takes {spec.channels} channels and its preprocessing gives "
+            f"{len(spec.preprocessing.mean)}; make the input array yourself."
+        )
+    return preprocess_images(images, spec.preprocessing, *spec.image_size, dtype=dtype)
 
 
 def photograph() -> Image:
