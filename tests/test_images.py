@@ -22,7 +22,8 @@ from PIL import Image, ImageOps
 from timm_import import require_timm
 
 from coatref import errors
-from coatref.images import Preprocessing, photograph, preprocess_images
+from coatref.images import photograph, preprocess_images
+from coatref.specification import Preprocessing
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALVES = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from coatref.errors import InputError
 from coatref.specification.parts import (
     Activation,
     Attention,
@@ -139,6 +140,10 @@ def build(name: str, depths: Sequence[int] | None, widths: Sequence[int] | None,
     """timm's spec of that name (one of `names()`), with other depths and widths of S1 to S4, image size or classes."""
     model = models()[name.removeprefix("timm/")]
     depths, widths = depths or model.depths, widths or model.widths
+    if len(depths) != 4 or len(widths) != 4:
+        raise InputError(
+            f"Spec {name!r} takes depths and widths of S1 to S4, 4 entries each, got {len(depths)} and {len(widths)}."
+        )
     wide = model.family == "paper"
     return Spec(
         name=name,
