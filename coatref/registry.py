@@ -156,6 +156,11 @@ def namespace(array: Array) -> Any:
     return library_of(array).namespace()
 
 
+def device_of(array: Array) -> Any:
+    """Where arrays made beside this one belong: its device, or None (the default) inside a traced function."""
+    return library_of(array).device(array)
+
+
 def resolve_library(xp: str | ModuleType | Any) -> Library:
     """The library meant by a name ("torch"), a module (`numpy`, `jax.numpy`, an array-api-compat namespace).
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from coatref.errors import ShapeError
 from coatref.ops.activation import relu
 from coatref.ops.dense import dense
-from coatref.registry import Array, namespace
+from coatref.registry import Array, device_of, namespace
 
 Orientation = Literal["query_minus_key", "key_minus_query", "transposed"]
 
@@ -62,7 +62,7 @@ def gather_bias(table: Array, height: int, width: int) -> Array:
             f"A relative-bias table for a {height}x{width} grid has shape (heads, {rows}, {columns}), got {table.shape}."
         )
     xp = namespace(table)
-    row_offset, column_offset = relative_offsets(height, width, xp, table.device)
+    row_offset, column_offset = relative_offsets(height, width, xp, device_of(table))
     index = (row_offset + (height - 1)) * columns + (column_offset + (width - 1))  # (H*W, H*W)
     flat = xp.reshape(table, (table.shape[0], rows * columns))
     bias = xp.take(flat, xp.reshape(index, (-1,)), axis=1)  # (heads, H*W*H*W)
@@ -103,6 +103,6 @@ def log_mlp_bias_table(hidden: Mapping[str, Array], out: Mapping[str, Array], he
     """
     w = hidden["w"]
     xp = namespace(w)
-    coordinates = log_coordinates(height, width, xp, w.dtype, w.device)
+    coordinates = log_coordinates(height, width, xp, w.dtype, device_of(w))
     return xp.permute_dims(dense(relu(dense(coordinates, **hidden)), **out), (2, 0, 1))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from coatref.ops.dense import matmul
-from coatref.registry import Array, namespace
+from coatref.registry import Array, device_of, namespace
 
 
 def resize_table(
@@ -41,7 +41,7 @@ def interpolation_matrix(
     """
 
     def axis(length: int) -> Array:
-        return xp.astype(xp.arange(length, device=like.device), like.dtype)
+        return xp.astype(xp.arange(length, device=device_of(like)), like.dtype)
 
     if sampling == "half_pixel":
         place = (axis(target) + 0.5) * (source / target) - 0.5  # (target,)

@@ -46,7 +46,7 @@ def silu(x: Array) -> Array:
 
 
 def relu(x: Array) -> Array:
-    """max(x, 0)."""
+    """ReLU: max(x, 0)."""
     xp = namespace(x)
     return xp.maximum(x, xp.zeros_like(x))
 

@@ -6,7 +6,7 @@ import math
 from typing import Literal
 
 from coatref.ops.window import WindowPadding, shifted
-from coatref.registry import Array, namespace
+from coatref.registry import Array, device_of, namespace
 
 
 def max_pool(x: Array, *, size: int = 2, stride: int = 2, padding: WindowPadding = "same") -> Array:
@@ -43,7 +43,7 @@ def avg_pool(
     total = sum_of(shifted(x, (size, size), stride, padding, 0.0))
     if padded_zeros == "counted":
         return total / size**2
-    inside = xp.ones((1, x.shape[1], x.shape[2], 1), dtype=x.dtype, device=x.device)
+    inside = xp.ones((1, x.shape[1], x.shape[2], 1), dtype=x.dtype, device=device_of(x))
     return total / sum_of(shifted(inside, (size, size), stride, padding, 0.0))  # count is (1, H', W', 1)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from coatref.errors import ShapeError
-from coatref.registry import Array, namespace
+from coatref.registry import Array, device_of, namespace
 from coatref.specification.grids import padding_amounts
 
 WindowPadding = Literal["same", "symmetric", "valid"]
@@ -19,7 +19,7 @@ def pad_axis(x: Array, axis: int, before: int, after: int, value: float) -> Arra
 
     def block(length: int) -> Array:
         shape = (*x.shape[:axis], length, *x.shape[axis + 1 :])
-        return xp.full(shape, value, dtype=x.dtype, device=x.device)
+        return xp.full(shape, value, dtype=x.dtype, device=device_of(x))
 
     parts = ([block(before)] if before else []) + [x] + ([block(after)] if after else [])
     return xp.concat(parts, axis=axis)

@@ -1,172 +1,297 @@
 """A Hypothesis strategy for whole networks: every choice of every part, at sizes that compute in milliseconds.
 
-A spec is built from the image on, and each part is drawn among what the grid it gets has a meaning for, so that nothing
-is drawn in vain. The first choice everywhere is the paper's, and the fewest blocks come first: that is what a failure
-shrinks to.
+A spec is built from the image on, and each part is drawn among what has a meaning on the grid that reaches it, so that
+nothing is drawn in vain. The first option everywhere is the paper's, and the fewest blocks come first: that is what a
+failure shrinks to.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
 from hypothesis import strategies as st
 
-from coatref.errors import SizeError
 from coatref.images import Preprocessing
 from coatref.specification import parts
 from coatref.specification.fields import hints
-from coatref.specification.grids import Grid, block_grid, output_length, stem_grid
-from coatref.specification.spec import Block, Spec
+from coatref.specification.grids import Grid, output_length, stem_grid
+from coatref.specification.spec import Spec
 
 T = TypeVar("T")
-Draw = Callable[[st.SearchStrategy[Any]], Any]
+Padding = Literal["same", "symmetric", "valid"]
+Window = tuple[int, Padding]  # size and padding of a pool, or of a convolution
 
-KERNELS = (3, 1, 5, 2, 4)
-POOL_SIZES = (2, 3, 1, 4)
-PADDINGS: tuple[Literal["same", "symmetric", "valid"], ...] = ("same", "symmetric", "valid")
+CONVOLUTIONS: list[Window] = list(itertools.product((3, 1, 5, 2, 4), get_args(parts.Padding)))
+POOLS: list[Window] = list(itertools.product((2, 3, 1, 4), get_args(Padding)))
 EPSILONS = (1e-5, 1e-3, 1e-6, 0.1)
+EXPANSIONS = (4.0, 1.0, 1.5, 2.0)
 WIDTHS = (8, 6, 4, 10, 9, 12, 5, 7, 3, 2)
-LENGTHS = (8, 6, 7, 9, 5, 10, 11, 4, 13, 3, 2)  # of the image's sides
-MOST_POSITIONS = 36  # queries of one attention, so that a network stays small
+SIDES = (8, 6, 7, 9, 5, 10, 11, 4, 13, 3, 2)  # of an image under a stem of convolutions
+PATCHES = (4, 3, 5, 2, 6, 1)  # along a side of an image under a stem of patches
 
 
 class Drawn(NamedTuple):
-    """A network to run: its spec and the seed of its parameters and images."""
+    """A network to run: its spec, and the seed of its parameters and images."""
 
     spec: Spec
     seed: int
 
     def images(self, batch: int = 2) -> np.ndarray:
-        """Images of the spec's size, (batch, H, W, channels) in float64, no two alike; float32 holds them exactly."""
+        """Images of the spec's size, (batch, H, W, channels), no two alike: float64 that float32 holds exactly."""
         random = np.random.default_rng([self.seed, 1])
         shape = (batch, *self.spec.image_size, self.spec.channels)
         return random.normal(0.0, 1.0, shape).astype(np.float32).astype(np.float64)
 
 
-def choice(draw: Draw, options: Sequence[T]) -> T:
-    """One of the options, the first where a failure shrinks to it."""
-    drawn: T = draw(st.sampled_from(options))
-    return drawn
+@st.composite
+def specs(draw: st.DrawFn, most_stages: int = 3) -> Drawn:
+    """Draw a network of up to `most_stages` stages of up to two runs each, and a seed."""
+    return Painter(draw).network(most_stages)
 
 
-def choices(draw: Draw, cls: type, *but: str) -> dict[str, Any]:
-    """A drawn value for every field of a record that is a closed choice, except those named, the default first."""
-    found: dict[str, Any] = {}
+@functools.cache
+def closed_choices(cls: type) -> dict[str, list[Any]]:
+    """The fields of a part that are closed choices, with their options: the default first, None where it is allowed."""
+    found = {}
     for name, hint in hints(cls).items():
-        if name in but or name == "kind":
-            continue
         options = options_of(hint)
-        if options is not None:
+        if options is not None and name != "kind":
             default = getattr(cls, name, options[0])
-            found[name] = choice(draw, sorted(options, key=lambda option: option != default))
+            found[name] = sorted(options, key=lambda option, default=default: option != default)  # type: ignore[misc]
     return found
 
 
 def options_of(hint: Any) -> list[Any] | None:
-    """Every value of a `Literal` or a bool, with None where the hint allows it; None for any other type."""
+    """Every value of a `Literal`, a bool or either or None; None for any other type."""
     if hint is bool:
         return [True, False]
     arguments = get_args(hint)
-    if type(None) in arguments:
-        inner = options_of(next(argument for argument in arguments if argument is not type(None)))
+    if len(arguments) == 2 and arguments[1] is type(None):
+        inner = options_of(arguments[0])
         return None if inner is None else [None, *inner]
-    if arguments and all(isinstance(argument, (str, int)) for argument in arguments):
-        return list(arguments)
-    return None
+    return list(arguments) if arguments and all(isinstance(each, (str, int)) for each in arguments) else None
 
 
-def norms(draw: Draw, first: Literal["batch", "layer"]) -> parts.Norm:
-    """A norm, of either kind and with any epsilon."""
-    kinds: list[Literal["batch", "layer"]] = ["batch", "layer"] if first == "batch" else ["layer", "batch"]
-    return parts.Norm(kind=choice(draw, kinds), epsilon=choice(draw, EPSILONS))
+def slide(grid: Grid, size: int, stride: int, padding: Padding) -> Grid:
+    """The grid that a sliding window makes of one."""
+    return output_length(grid[0], size, stride, padding), output_length(grid[1], size, stride, padding)
 
 
-def layer_scales(draw: Draw) -> parts.LayerScale | None:
-    """A layer scale or none."""
-    if choice(draw, [True, False]):
-        return None
-    return parts.LayerScale(initial=choice(draw, (0.1, 1e-6)), **choices(draw, parts.LayerScale))
+def pools_to(grid: Grid, wanted: Grid | None = None) -> list[Window]:
+    """Every pool of stride 2 that leaves exactly `wanted` of a grid, or anything at all."""
+    left = {window: slide(grid, window[0], 2, window[1]) for window in POOLS}
+    return [window for window in POOLS if (left[window] == wanted if wanted else min(left[window]) >= 1)]
 
 
-def pools(draw: Draw, windows: Sequence[tuple[int, Literal["same", "symmetric", "valid"]]]) -> parts.Pool:
-    """A pool of one of the given (size, padding)."""
-    size, padding = choice(draw, windows)
-    kind: Literal["max", "avg"] = choice(draw, ("max", "avg"))
-    return parts.Pool(kind=kind, size=size, padding=padding, **choices(draw, parts.Pool, "padding"))
+def after_convolution(grid: Grid, window: Window, stride: int, stride_at: str, pool: Window) -> Grid:
+    """The grid that the main branch of an MBConv or ConvNeXt block makes of one."""
+    if stride == 2 and stride_at == "pool":
+        grid, stride = slide(grid, pool[0], 2, pool[1]), 1
+    if stride_at == "expand":
+        grid, stride = slide(grid, 1, stride, window[1]), 1
+    return slide(grid, window[0], stride, window[1])
 
 
-def pool_windows(grid: Grid, wanted: Grid | None = None) -> list[tuple[int, Literal["same", "symmetric", "valid"]]]:
-    """Every (size, padding) of a pool of stride 2 that leaves something of a grid, or leaves exactly `wanted`."""
+class Painter:
+    """Draws one network, from the image on; `grid` and `width` are what reaches the part that is drawn next."""
 
-    def left(size: int, padding: Literal["same", "symmetric", "valid"]) -> Grid:
-        return output_length(grid[0], size, 2, padding), output_length(grid[1], size, 2, padding)
+    def __init__(self, draw: st.DrawFn) -> None:
+        self.draw = draw
+        self.grid: Grid = (1, 1)
+        self.width = 1
+        self.used: set[int] = set()  # widths; a new one differs from all, so that no two axes can be taken for another
 
-    windows = itertools.product(POOL_SIZES, PADDINGS)
-    return [window for window in windows if (left(*window) == wanted if wanted else min(left(*window)) >= 1)]
+    def one(self, options: Sequence[T]) -> T:
+        """One of the options; a failure shrinks to the first."""
+        return self.draw(st.sampled_from(options))
 
+    def closed(self, cls: type, *but: str) -> dict[str, Any]:
+        """Values of all fields of a part that are closed choices, but for some."""
+        return {name: self.one(options) for name, options in closed_choices(cls).items() if name not in but}
 
-def image_and_stem(draw: Draw) -> tuple[Grid, parts.Stem]:
-    """An image size and a stem that leaves something of it."""
-    if choice(draw, ("conv", "patch")) == "patch":
-        patch = choice(draw, (2, 1, 3))
-        rows, columns = choice(draw, (4, 3, 5, 2, 6, 1)), choice(draw, (3, 4, 5, 2, 6, 1))
-        stem = parts.PatchStem(patch=patch, width=choice(draw, WIDTHS), **choices(draw, parts.PatchStem))
-        return (patch * rows, patch * columns), stem
-    size = (choice(draw, LENGTHS), choice(draw, LENGTHS[1:] + LENGTHS[:1]))
-    layers = choice(draw, (2, 1, 3))
-    widths = tuple(draw(st.permutations(WIDTHS))[:layers])
-    kernel, padding = choice(draw, KERNELS), choice(draw, get_args(parts.Padding))
-    conv = parts.ConvStem(
-        widths=widths,
-        kernel=kernel,
-        padding=padding,
-        norm=norms(draw, "batch"),
-        bias=tuple(choice(draw, (True, False)) for _ in range(layers)),
-        **choices(draw, parts.ConvStem, "padding"),
-    )
-    return size, conv if min(stem_grid(conv, size)) >= 1 else replace(conv, padding="same")
-
-
-def kernels(draw: Draw, grid: Grid, strides: set[int]) -> tuple[int, parts.Padding]:
-    """Kernel and padding of a depthwise convolution that gives ceil(length / stride) positions or, with stride 2, fewer."""
-
-    def fits(kernel: int, padding: parts.Padding) -> bool:
-        lengths = {(n, stride, output_length(n, kernel, stride, padding)) for n in grid for stride in strides}
-        return all(found == n if stride == 1 else found >= 1 for n, stride, found in lengths)
-
-    every = [window for window in itertools.product(KERNELS, get_args(parts.Padding)) if fits(*window)]
-    return choice(draw, every)
-
-
-def mbconvs(draw: Draw, place: dict[str, Any], grid: Grid, width: int, new_width: int) -> parts.MBConv:
-    """A run of MBConv blocks whose shortcut still lacks its pool."""
-    chosen = choices(draw, parts.MBConv, "stride", "padding")
-    after = _halved(grid) if place["stride"] == 2 else grid
-    outer = place["stride"] == 2 and place["depth"] == 1 and chosen["stride_at"] == "depthwise"
-    kernel, padding = kernels(draw, grid if outer else after, {2} if outer else {1})
-    squeeze_excite = None
-    if choice(draw, (True, True, False)):
-        squeeze_excite = parts.SqueezeExcite(
-            ratio=choice(draw, (0.25, 0.5, 1.0)),
-            divisor=choice(draw, (8, 2, 3)),
-            **choices(draw, parts.SqueezeExcite),
+    def network(self, most_stages: int) -> Drawn:
+        """The whole."""
+        image_size, stem = self.stem()
+        stages = tuple(
+            tuple(self.run() for _ in range(self.one((1, 1, 2)))) for _ in range(self.draw(st.integers(1, most_stages)))
         )
-    return parts.MBConv(
-        **place,
-        **chosen,
-        width=new_width,
-        kernel=kernel,
-        padding=padding,
-        expansion=choice(draw, (4.0, 1.0, 1.5, 2.0)),
-        expansion_divisor=choice(draw, (8, 2, 3)),
-        main_pool=parts.Pool() if chosen["stride_at"] == "pool" else None,
-        pre_norm=norms(draw, "batch"),
-        inner_norm=norms(draw, "batch"),
-        squeeze_excite=squeeze_excite,
-        shrink_norm=choice(draw, (None, True)) and norms(draw, "batch"),
-        layer_scale=layer_scales(draw),
-    )
+        head = parts.Head(
+            classes=self.one((11, 1, 2)),
+            norm=self.one((self.norm("layer"), None)),
+            hidden=self.one((parts.Hidden(width=self.one((None, 13)), **self.closed(parts.Hidden)), None)),
+            **self.closed(parts.Head),
+        )
+        channels = self.one((3, 1, 2))
+        spec = Spec(
+            name="drawn",
+            image_size=image_size,
+            channels=channels,
+            stem=stem,
+            stages=stages,
+            head=head,
+            preprocessing=Preprocessing() if channels == 3 else Preprocessing(mean=(0.5,), std=(0.5,)),
+        )
+        return Drawn(spec, self.draw(st.integers(0, 2**32 - 1)))
+
+    def new_width(self) -> int:
+        """A width that no layer has yet, while there are any."""
+        width = self.one([width for width in WIDTHS if width not in self.used] or WIDTHS)
+        self.used.add(width)
+        return width
+
+    def norm(self, kind: str) -> parts.Norm:
+        """A norm, by preference of the kind that is the default at its place."""
+        kinds = sorted(closed_kinds(parts.Norm), key=lambda each: each != kind)
+        return parts.Norm(kind=self.one(kinds), epsilon=self.one(EPSILONS))
+
+    def pool(self, windows: Sequence[Window]) -> parts.Pool:
+        """A pool of one of these sizes and paddings."""
+        size, padding = self.one(windows)
+        kind = self.one(closed_kinds(parts.Pool))
+        return parts.Pool(kind=kind, size=size, padding=padding, **self.closed(parts.Pool, "padding"))
+
+    def layer_scale(self) -> parts.LayerScale | None:
+        """A layer scale or none."""
+        return self.one((None, parts.LayerScale(initial=self.one((0.1, 1e-6)), **self.closed(parts.LayerScale))))
+
+    def stem(self) -> tuple[Grid, parts.Stem]:
+        """An image size, and a stem that leaves something of it."""
+        stem: parts.Stem
+        if self.one(("conv", "patch")) == "patch":
+            stem = parts.PatchStem(patch=self.one((2, 1, 3)), width=self.new_width(), **self.closed(parts.PatchStem))
+            size = (stem.patch * self.one(PATCHES), stem.patch * self.one(PATCHES[1:]))
+        else:
+            size = (self.one(SIDES), self.one(SIDES[1:]))
+            widths = tuple(self.new_width() for _ in range(self.one((2, 1, 3))))
+            kernel, padding = self.one(CONVOLUTIONS)
+            stem = parts.ConvStem(
+                widths=widths,
+                kernel=kernel,
+                padding="symmetric" if padding == "symmetric" else "same",
+                norm=self.norm("batch"),
+                bias=tuple(self.one((True, False)) for _ in widths),
+                **self.closed(parts.ConvStem, "padding"),
+            )
+            if min(stem_grid(stem, size)) < 1:
+                stem = replace(stem, padding="same")
+        self.grid, self.width = stem_grid(stem, size), stem.width
+        return size, stem
+
+    def run(self) -> parts.Run:
+        """The next run of blocks, of any kind."""
+        depth, stride = self.one((1, 2)), self.one((2, 1) if min(self.grid) > 1 else (1, 1, 2))
+        place: dict[str, Any] = {"depth": depth, "stride": stride}
+        keeps = self.one((False, False, True))
+        kind = self.one(("mbconv", "transformer", "convnext"))
+        if kind == "convnext":
+            place["width"] = self.width if keeps or self.width > 9 else self.width * self.one((2, 3))
+        else:
+            place["width"] = self.width if keeps else self.new_width()
+        run = {"mbconv": self.mbconv, "transformer": self.transformer, "convnext": self.convnext}[kind](place)
+        self.width = run.width
+        return run
+
+    def convolution(self, place: dict[str, Any], stride_at: str) -> dict[str, Any]:
+        """Kernel, padding and pools of a run of convolution blocks; moves on to the grid after it."""
+        stride, first = place["stride"], self.grid
+        pooled = stride_at == "pool"
+        pool = self.pool(pools_to(first)) if pooled else None
+        of_pool: Window = (pool.size, pool.padding) if pool else POOLS[0]
+
+        def fits(window: Window) -> bool:
+            after = after_convolution(first, window, stride, stride_at, of_pool)
+            if place["depth"] > 1 and after_convolution(after, window, 1, stride_at, of_pool) != after:
+                return False
+            return after == first if stride == 1 else min(after) >= 1 and bool(pools_to(first, after))
+
+        kernel, padding = window = self.one([window for window in CONVOLUTIONS if fits(window)])
+        self.grid = after_convolution(first, window, stride, stride_at, of_pool)
+        shortcut_pool = self.pool(pools_to(first, self.grid) if stride == 2 else POOLS)
+        return {"kernel": kernel, "padding": padding, "main_pool": pool, "shortcut_pool": shortcut_pool}
+
+    def mbconv(self, place: dict[str, Any]) -> parts.MBConv:
+        """A run of MBConv blocks."""
+        closed = self.closed(parts.MBConv, "stride", "padding")
+        squeeze_excite = parts.SqueezeExcite(
+            ratio=self.one((0.25, 0.5, 1.0)), divisor=self.one((8, 2, 3)), **self.closed(parts.SqueezeExcite)
+        )
+        return parts.MBConv(
+            **place,
+            **closed,
+            **self.convolution(place, closed["stride_at"]),
+            expansion=self.one(EXPANSIONS),
+            expansion_divisor=self.one((8, 2, 3)),
+            pre_norm=self.norm("batch"),
+            inner_norm=self.norm("batch"),
+            squeeze_excite=self.one((squeeze_excite, None)),
+            shrink_norm=self.one((None, self.norm("batch"))),
+            layer_scale=self.layer_scale(),
+        )
+
+    def convnext(self, place: dict[str, Any]) -> parts.ConvNeXt:
+        """A run of ConvNeXt blocks."""
+        closed = self.closed(parts.ConvNeXt, "stride", "padding")
+        return parts.ConvNeXt(
+            **place,
+            **closed,
+            **self.convolution(place, closed["stride_at"]),
+            norm=self.norm("layer"),
+            expansion=self.one(EXPANSIONS),
+            layer_scale=self.layer_scale(),
+        )
+
+    def transformer(self, place: dict[str, Any]) -> parts.Transformer:
+        """A run of Transformer blocks."""
+        closed = self.closed(parts.Transformer, "stride")
+        main_pool, shortcut_pool = self.pool(POOLS), self.pool(POOLS)
+        if place["stride"] == 2:
+            main_pool = self.pool(pools_to(self.grid))
+            after = slide(self.grid, main_pool.size, 2, main_pool.padding)
+            shortcut_pool = self.pool(pools_to(self.grid, after))
+            self.grid = after
+            if closed["residual_from"] == "normalised":
+                closed["norm_pool_order"] = "norm_then_pool"
+        return parts.Transformer(
+            **place,
+            **closed,
+            main_pool=main_pool,
+            shortcut_pool=shortcut_pool,
+            attention_norm=self.norm("layer"),
+            attention=self.attention(place["width"], place["depth"]),
+            ffn_norm=self.norm("layer"),
+            ffn=parts.FeedForward(expansion=self.one(EXPANSIONS), **self.closed(parts.FeedForward)),
+            layer_scale=self.layer_scale(),
+        )
+
+    def attention(self, width: int, depth: int) -> parts.Attention:
+        """Attention on the grid reached, for a run of that output width."""
+        closed, hidden = self.closed(parts.Attention), self.one((5, 4))
+        fixed, linear = closed["heads_from"] == "fixed", closed["form"] == "linear"
+        divided = {self.width, width} if depth > 1 else {self.width}  # by the head size; later blocks start from `width`
+        whole = {width} if closed["heads_from"] == "output" else divided
+        bias = parts.RelativeBias(**self.closed(parts.RelativeBias))
+        if self.one(closed_kinds(parts.RelativeBias)) == "log_mlp":
+            orientation = "query_minus_key" if bias.orientation == "transposed" else bias.orientation
+            bias = replace(bias, kind="log_mlp", hidden=hidden, orientation=orientation)
+        return parts.Attention(
+            **(closed | ({"scale": "1"} if linear else {})),
+            window=tuple(self.one(divisors(side)) for side in self.grid) if closed["form"] == "windowed" else None,
+            head_size=self.one((4, 3, 1) if fixed else [size for size in (4, 3, 2, 5, 7, 1) if not any(w % size for w in whole)]),
+            heads=self.one((2, 1, 3)) if fixed else None,
+            relative_bias=None if linear else self.one((bias, bias, None)),
+        )
+
+
+def closed_kinds(cls: type) -> list[Any]:
+    """The options of a part's field `kind`, its default first."""
+    return list(get_args(hints(cls)["kind"]))
+
+
+def divisors(length: int) -> list[int]:
+    """Every divisor, from 2 on where there are any."""
+    return [each for each in range(length, 0, -1) if length % each == 0]

@@ -1,0 +1,182 @@
+"""What computes a forward pass: an array library, a data type, a device; and how long it takes."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from coatref.cli.output import console
+from coatref.errors import InputError
+from coatref.model import forward
+from coatref.params import Params
+from coatref.registry import Library, resolve_dtype, resolve_library
+
+PRETTY = {"numpy": "NumPy", "torch": "PyTorch", "jax": "JAX", "cupy": "CuPy"}
+
+
+@dataclass(frozen=True)
+class Engine:
+    """An array library with a data type and a device of it.
+
+    Attributes:
+        library: of the arrays.
+        dtype: by name.
+        device: as the library takes it; None for its default.
+        device_name: the same as text; None for the default.
+        definition: whether only the definition computes, and none of the library's fast forms.
+    """
+
+    library: Library
+    dtype: str
+    device: Any
+    device_name: str | None
+    definition: bool
+
+    def array(self, values: Any) -> Any:
+        """A NumPy array in this library."""
+        space = self.library.namespace()
+        return space.asarray(values, dtype=resolve_dtype(self.library, self.dtype), device=self.device)
+
+    def params(self, params: Params) -> Params:
+        """Parameters in this library."""
+        return params.to(xp=self.library.name, dtype=self.dtype, device=self.device)
+
+    def timed_forward(self, params: Params, batch: Any) -> tuple[Any, float]:
+        """The network's output as a NumPy array, and the seconds that the forward pass took.
+
+        The output is brought to the host within that time, since some libraries return before they have computed.
+        """
+        began = time.perf_counter()
+        output = np.asarray(
+            self.library.to_numpy(forward(params, batch, backend="definition" if self.definition else None))
+        )
+        return output, time.perf_counter() - began
+
+    def __str__(self) -> str:
+        name = f"{PRETTY.get(self.library.name, self.library.name)} {version_of(self.library)} {self.dtype}"
+        device = f" on {self.device_name}" if self.device_name else ""
+        return f"{name}{device}{', the definition alone' if self.definition else ''}"
+
+    @property
+    def compiles(self) -> bool:
+        """Whether the first call compiles, which its time then includes."""
+        return self.library.name == "jax"
+
+    def described(self) -> dict[str, Any]:
+        """The engine for JSON."""
+        return {
+            "library": self.library.name,
+            "version": version_of(self.library),
+            "dtype": self.dtype,
+            "device": self.device_name,
+            "definition": self.definition,
+            "time_includes_compiling": self.compiles,
+        }
+
+
+def version_of(library: Library) -> str:
+    """The installed version of an array library."""
+    return str(getattr(importlib.import_module(library.name.partition(".")[0]), "__version__", "(version unknown)"))
+
+
+def make_engine(backend: str, dtype: str, device: str | None, definition: bool) -> Engine:
+    """The engine that the options of `coatref forward` ask for.
+
+    JAX gets its 64-bit types switched on where float64 is asked for: the command has the process to itself.
+
+    Raises:
+        InputError: the library, data type or device is not known.
+        MissingDependencyError: the library is not installed.
+    """
+    library = resolve_library(backend)
+    if library.name == "jax" and dtype == "float64":
+        import jax
+
+        jax.config.update("jax_enable_x64", True)
+    resolve_dtype(library, dtype)
+    found, name = (None, None) if device is None else find_device(library, device)
+    return Engine(library, dtype, found, name, definition)
+
+
+def find_device(library: Library, wanted: str) -> tuple[Any, str]:
+    """A device of a library as the library takes it, and its name.
+
+    Args:
+        library: whose device.
+        wanted: "cuda:0", or "cuda" for the first of that kind.
+
+    Raises:
+        InputError: the library has no such device; the message lists those it has.
+    """
+    devices = devices_of(library)
+    for name, device in devices.items():
+        if wanted in (name, name.partition(":")[0]):
+            return device, name
+    raise InputError(f"{library.name} has no device {wanted!r} here; it has {', '.join(devices) or 'none'}.")
+
+
+def devices_of(library: Library) -> dict[str, Any]:
+    """The devices present by name, each as the library takes it."""
+    if library.name == "jax":
+        import jax
+
+        found = list(jax.devices())
+        with contextlib.suppress(RuntimeError):  # the CPU is there too where an accelerator is the default
+            found += jax.devices("cpu")
+        return {str(device): device for device in found}
+    if library.name in ("numpy", "torch", "cupy"):
+        names = library.devices()
+        return {name: int(name.partition(":")[2]) if library.name == "cupy" else name for name in names}
+    found = library.namespace().__array_namespace_info__().devices()  # the standard's own question
+    return {re.sub(r".*Device\('(.*)'\)", r"\1", str(device)): device for device in found}
+
+
+def classify(
+    engine: Engine, params: Params, items: Sequence[Any], prepare: Callable[[Any], Any], chunk: int, quiet: bool
+) -> tuple[Any, float]:
+    """The network's outputs for many images, a chunk at a time, with a progress bar on a terminal.
+
+    Args:
+        engine: what computes.
+        params: in the engine's library.
+        items: the images in whatever form.
+        prepare: some of the items -> a NumPy batch (n, H, W, C).
+        chunk: images at a time.
+        quiet: no progress bar.
+
+    Returns:
+        (N, classes) as a NumPy array, and the seconds that the forward passes took, without `prepare`.
+
+    Raises:
+        InputError: the output has values that are not finite.
+    """
+    outputs, seconds, err = [], 0.0, console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    hidden = quiet or not err.is_terminal
+    with Progress(*columns, console=err, transient=True, disable=hidden) as progress:
+        task = progress.add_task("classifying", total=len(items))
+        for start in range(0, len(items), chunk):
+            some = items[start : start + chunk]
+            output, took = engine.timed_forward(params, engine.array(prepare(some)))
+            outputs.append(output)
+            seconds += took
+            progress.advance(task, len(some))
+    whole = np.concatenate(outputs)
+    if not np.isfinite(whole).all():
+        raise InputError(
+            f"The network's output is not finite in {engine.dtype}: the weights are too large for it, or no trained ones."
+        )
+    return whole, seconds
+
+
+def seconds_text(seconds: float, engine: Engine) -> str:
+    """How long the forward passes took, and in what."""
+    return f"{seconds:.2f} s{' (compiling included)' if engine.compiles else ''}, {engine}"

@@ -1,0 +1,128 @@
+"""`coatref forward --weights`: a checkpoint's likeliest classes for photographs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, cast
+
+import numpy as np
+from rich.text import Text
+
+from coatref.cli.engine import Engine, classify, seconds_text
+from coatref.cli.output import console, one_line, print_json, size_text, table
+from coatref.images import photograph, preprocess
+from coatref.specification.spec import Spec
+from coatref.weights import load
+
+MOST = 5  # classes shown
+CHUNK = 8  # images at a time
+BUNDLED = "china.jpg"  # what `photograph` opens
+
+
+class Guess(NamedTuple):
+    """A class that an image may be of; the logit is None where the network gives probabilities itself."""
+
+    index: int
+    probability: float
+    logit: float | None
+
+
+@dataclass(frozen=True)
+class Results:
+    """What was computed on what, and the likeliest classes of each image by its name."""
+
+    engine: Engine
+    spec: Spec
+    weights: Path
+    bundled: bool  # whether the image is the bundled one, for want of another
+    guesses: list[tuple[str, list[Guess]]]
+    seconds: float
+
+
+def classify_photographs(
+    engine: Engine,
+    weights: Path,
+    spec: str | None,
+    images: Sequence[Path],
+    size: tuple[int, int] | None,
+    *,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Classify images, or the bundled photograph where there are none, and print the likeliest classes of each."""
+    params = load(weights, spec, dtype=engine.dtype)
+    if size is not None and size != params.spec.image_size:
+        params = params.resize(*size)
+    found = params.spec
+
+    def prepare(some: list[Any]) -> Any:
+        dtype = cast('Literal["float32", "float64"]', engine.dtype)
+        return preprocess(some, found, dtype=dtype)
+
+    items = list(images) or [photograph()]
+    outputs, seconds = classify(engine, engine.params(params), items, prepare, CHUNK, quiet or as_json)
+    names = [str(path) for path in images] or [BUNDLED]
+    guesses = [(name, likeliest(row, found)) for name, row in zip(names, outputs, strict=True)]
+    results = Results(engine, found, weights, not images, guesses, seconds)
+    if as_json:
+        print_json(as_plain(results))
+    elif quiet:
+        show_lines(results)
+    else:
+        show_tables(results)
+
+
+def likeliest(output: Any, spec: Spec) -> list[Guess]:
+    """The likeliest classes of one image, best first; of equal ones the first."""
+    values = np.asarray(output, dtype=np.float64)
+    best = [int(index) for index in np.argsort(-values, kind="stable")[:MOST]]
+    if spec.head.output == "probabilities":
+        return [Guess(index, float(values[index]), None) for index in best]
+    powers = np.exp(values - values.max())
+    return [Guess(index, float(powers[index] / powers.sum()), float(values[index])) for index in best]
+
+
+def as_plain(results: Results) -> dict[str, Any]:
+    """Everything for JSON."""
+    return {
+        "spec": results.spec.name,
+        "weights": str(results.weights),
+        "image_size": list(results.spec.image_size),
+        "engine": results.engine.described(),
+        "seconds": results.seconds,
+        "images": [
+            {"image": name, "bundled": results.bundled, "top": [guess._asdict() for guess in guesses]}
+            for name, guesses in results.guesses
+        ],
+    }
+
+
+def show_lines(results: Results) -> None:
+    """One line for each image: its name and the likeliest class."""
+    out = console()
+    for name, (best, *_) in results.guesses:
+        out.print(f"{one_line(name)}: class {best.index}, {best.probability:.2%}", soft_wrap=True)
+
+
+def show_tables(results: Results) -> None:
+    """A table for each image, and what computed it."""
+    out, spec = console(), results.spec
+    title = Text.assemble((one_line(spec.name), "bold"), f" from {one_line(str(results.weights))}, ")
+    out.print(title + Text(f"images at {size_text(spec.image_size)}"), soft_wrap=True)
+    if results.bundled:
+        out.print(f"No --image was given: this is the bundled photograph, {BUNDLED}.")
+    for name, guesses in results.guesses:
+        out.print()
+        out.print(Text(one_line(name), style="bold"), soft_wrap=True)
+        listing = table()
+        for heading in ("class", "probability", "logit"):
+            listing.add_column(heading, justify="right")
+        for guess in guesses:
+            logit = "" if guess.logit is None else f"{guess.logit:.4f}"
+            listing.add_row(str(guess.index), f"{guess.probability:.2%}", logit)
+        out.print(listing)
+    count = len(results.guesses)
+    out.print()
+    out.print(f"{count} image{'s' * (count != 1)}, {seconds_text(results.seconds, results.engine)}", soft_wrap=True)
