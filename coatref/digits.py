@@ -58,10 +58,16 @@ def upscale(images: NDArray[np.uint8]) -> NDArray[np.floating[Any]]:
         MissingDependencyError: Pillow is not installed.
     """
     if images.ndim != 3 or images.shape[0] == 0 or images.shape[1:] != (8, 8):
-        raise ShapeError(f"upscale takes digits of shape (M, 8, 8), at least one, got {images.shape}; one goes in as x[None].")
+        raise ShapeError(
+            f"upscale takes digits of shape (M, 8, 8), at least one, got {images.shape}; one goes in as x[None]."
+        )
     if images.dtype != np.uint8:
-        raise DtypeError(f"upscale takes uint8 levels 0 to {LEVELS}, got {images.dtype}; cast them with astype('uint8').")
+        raise DtypeError(
+            f"upscale takes uint8 levels 0 to {LEVELS}, got {images.dtype}; cast them with astype('uint8')."
+        )
     if images.max() > LEVELS:
-        raise InputError(f"upscale takes levels 0 to {LEVELS}, got up to {images.max()}; divide grey values by 16 first.")
+        raise InputError(
+            f"upscale takes levels 0 to {LEVELS}, got up to {images.max()}; divide grey values by 16 first."
+        )
     grey = ((images.astype(np.int64) * 255 + LEVELS // 2) // LEVELS).astype(np.uint8)  # (M, 8, 8), 0 to 255
     return preprocess_images(list(grey), PREPROCESSING, *IMAGE_SIZE)

@@ -271,12 +271,8 @@ CASES: dict[str, Case] = {
     "flipped": Case(lambda table: attention.oriented(table, "key_minus_query"), ((5, 9),)),
     "transposed": Case(lambda table: attention.oriented(table, "transposed"), ((5, 9),)),
     "resize_table": Case(lambda table: attention.resize_table(table, 7, 13), ((5, 9),)),
-    "split_windows": Case(
-        lambda x: attention.split_windows(x, (3, 2)).reshape(len(x), 4, 3, 2, 5), ((6, 4, 5),)
-    ),
-    "merge_windows": Case(
-        lambda x: attention.merge_windows(x.reshape(4 * len(x), 3, 2, 5), 6, 4), ((4, 3, 2, 5),)
-    ),
+    "split_windows": Case(lambda x: attention.split_windows(x, (3, 2)).reshape(len(x), 4, 3, 2, 5), ((6, 4, 5),)),
+    "merge_windows": Case(lambda x: attention.merge_windows(x.reshape(4 * len(x), 3, 2, 5), 6, 4), ((4, 3, 2, 5),)),
 }
 
 

@@ -76,15 +76,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
+    except SystemExit:  # what typer itself makes of the same
+        return PIPE_CLOSED
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
     except (CoatrefError, OSError) as error:
         return _fail(str(error))
     except MemoryError:
         return _fail("There is not enough memory for this; try a smaller --size.")
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - the code 1 of an uncaught one would mean "no"
         if hasattr(error, "format_message"):  # wrong usage; some versions of typer bring a click of their own
-            return _fail(f"{error.format_message().rstrip('.')}. See: coatref --help")
+            context = getattr(error, "ctx", None)
+            command = context.command_path if context else "coatref"
+            return _fail(f"{error.format_message().rstrip('.')}. See: {command} --help")
         traceback.print_exc()  # a fault of ours
         return USAGE_OR_ERROR
 

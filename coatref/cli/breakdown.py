@@ -22,8 +22,7 @@ class Part:
 
     Attributes:
         stage: "s0" for the stem, "s1", ... or "head".
-        kind: of its blocks.
-        depth: number of blocks; of convolutions in the stem.
+        blocks: their number and kind, as "5 transformer".
         width: channels that it gives; of the head, classes.
         heads: numbers of attention heads that occur, in order of the blocks; empty without attention.
         stride: of the whole.
@@ -32,8 +31,7 @@ class Part:
     """
 
     stage: str
-    kind: str
-    depth: int
+    blocks: str
     width: int
     heads: tuple[int, ...]
     stride: int
@@ -51,11 +49,9 @@ def breakdown(spec: Spec) -> list[Part]:
 def _stem(spec: Spec, tree: dict[str, Any], grid: Grid) -> Part:
     """The stem, S0."""
     stem = spec.stem
-    conv = isinstance(stem, ConvStem)
     return Part(
         stage="s0",
-        kind="conv" if conv else "patches",
-        depth=len(stem.widths) if isinstance(stem, ConvStem) else 1,
+        blocks=f"{len(stem.widths)} conv" if isinstance(stem, ConvStem) else f"{stem.patch}x{stem.patch} patches",
         width=stem.width,
         heads=(),
         stride=2 if isinstance(stem, ConvStem) else stem.patch,
@@ -88,8 +84,7 @@ def _run(blocks: list[Block], tree: dict[str, Any], before: Grid, grid: dict[str
     heads = [run.attention.head_count(b.input_width, run.width) for b in blocks] if isinstance(run, Transformer) else []
     return Part(
         stage=stage,
-        kind=run.kind,
-        depth=run.depth,
+        blocks=f"{run.depth} {run.kind}",
         width=run.width,
         heads=tuple(dict.fromkeys(heads)),
         stride=run.stride,
@@ -104,8 +99,7 @@ def _head(spec: Spec, tree: dict[str, Any]) -> Part:
     head = tree["head"]
     return Part(
         stage="head",
-        kind="classifier",
-        depth=2 if spec.head.hidden else 1,
+        blocks="classifier",
         width=spec.head.classes,
         heads=(),
         stride=1,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,15 +31,19 @@ class Engine:
         library: of the arrays.
         dtype: by name.
         device: as the library takes it; None for its default.
-        device_name: the same as text; None for the default.
+        device_name: the device as text, also of the default one.
         definition: whether only the definition computes, and none of the library's fast forms.
+        forward: `coatref.forward` as it runs here.
+        compiles: whether the first call for a shape compiles, which its time then includes.
     """
 
     library: Library
     dtype: str
     device: Any
-    device_name: str | None
+    device_name: str
     definition: bool
+    forward: Callable[[Params, Any], Any]
+    compiles: bool
 
     def array(self, values: Any) -> Any:
         """A NumPy array in this library."""
@@ -55,20 +60,18 @@ class Engine:
         The output is brought to the host within that time, since some libraries return before they have computed.
         """
         began = time.perf_counter()
-        output = np.asarray(
-            self.library.to_numpy(forward(params, batch, backend="definition" if self.definition else None))
-        )
+        output = np.asarray(self.library.to_numpy(self.forward(params, batch)))
         return output, time.perf_counter() - began
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether the device is the CPU."""
+        return self.device_name.lower().startswith("cpu")
 
     def __str__(self) -> str:
         name = f"{PRETTY.get(self.library.name, self.library.name)} {version_of(self.library)} {self.dtype}"
-        device = f" on {self.device_name}" if self.device_name else ""
+        device = "" if self.on_cpu else f" on {self.device_name}"
         return f"{name}{device}{', the definition alone' if self.definition else ''}"
-
-    @property
-    def compiles(self) -> bool:
-        """Whether the first call compiles, which its time then includes."""
-        return self.library.name == "jax"
 
     def described(self) -> dict[str, Any]:
         """The engine for JSON."""
@@ -90,20 +93,27 @@ def version_of(library: Library) -> str:
 def make_engine(backend: str, dtype: str, device: str | None, definition: bool) -> Engine:
     """The engine that the options of `coatref forward` ask for.
 
-    JAX gets its 64-bit types switched on where float64 is asked for: the command has the process to itself.
+    JAX gets its 64-bit types switched on where float64 is asked for, since the command has the process to itself, and
+    compiles the whole network: in its eager mode it would compile every operation, which takes several times as long.
 
     Raises:
         InputError: the library, data type or device is not known.
         MissingDependencyError: the library is not installed.
     """
     library = resolve_library(backend)
-    if library.name == "jax" and dtype == "float64":
+    run: Callable[[Params, Any], Any] = functools.partial(forward, backend="definition" if definition else None)
+    if library.name == "jax":
         import jax
 
-        jax.config.update("jax_enable_x64", True)
+        run = jax.jit(run)
+        if dtype == "float64":
+            jax.config.update("jax_enable_x64", True)  # type: ignore[no-untyped-call]
     resolve_dtype(library, dtype)
-    found, name = (None, None) if device is None else find_device(library, device)
-    return Engine(library, dtype, found, name, definition)
+    if device is not None:
+        found, name = find_device(library, device)
+    else:
+        found, name = None, device_text(library.device(library.namespace().asarray(0.0)))
+    return Engine(library, dtype, found, name, definition, run, compiles=library.name == "jax")
 
 
 def find_device(library: Library, wanted: str) -> tuple[Any, str]:
@@ -136,18 +146,23 @@ def devices_of(library: Library) -> dict[str, Any]:
         names = library.devices()
         return {name: int(name.partition(":")[2]) if library.name == "cupy" else name for name in names}
     found = library.namespace().__array_namespace_info__().devices()  # the standard's own question
-    return {re.sub(r".*Device\('(.*)'\)", r"\1", str(device)): device for device in found}
+    return {device_text(device): device for device in found}
+
+
+def device_text(device: Any) -> str:
+    """A device by its bare name, where its library writes more around it."""
+    return re.sub(r".*Device\('(.*)'\)", r"\1", str(device))
 
 
 def classify(
-    engine: Engine, params: Params, items: Sequence[Any], prepare: Callable[[Any], Any], chunk: int, quiet: bool
+    engine: Engine, params: Params, items: Any, prepare: Callable[[Any], Any], chunk: int, quiet: bool
 ) -> tuple[Any, float]:
     """The network's outputs for many images, a chunk at a time, with a progress bar on a terminal.
 
     Args:
         engine: what computes.
         params: in the engine's library.
-        items: the images in whatever form.
+        items: the images in whatever form, a list or an array.
         prepare: some of the items -> a NumPy batch (n, H, W, C).
         chunk: images at a time.
         quiet: no progress bar.
@@ -165,8 +180,11 @@ def classify(
         task = progress.add_task("classifying", total=len(items))
         for start in range(0, len(items), chunk):
             some = items[start : start + chunk]
-            output, took = engine.timed_forward(params, engine.array(prepare(some)))
-            outputs.append(output)
+            batch = prepare(some)
+            if engine.compiles and start:  # another number of images would be compiled anew
+                batch = np.concatenate([batch, np.repeat(batch[-1:], chunk - len(some), axis=0)])
+            output, took = engine.timed_forward(params, engine.array(batch))
+            outputs.append(output[: len(some)])
             seconds += took
             progress.advance(task, len(some))
     whole = np.concatenate(outputs)

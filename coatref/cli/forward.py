@@ -59,8 +59,9 @@ def forward(
 ) -> None:
     """Classify images: the five likeliest classes of each, with probability and logit.
 
-    Without arguments: classify bundled handwritten digits, which the bundled checkpoint was not trained on, and count
-    how many are right. With --weights and no --image: classify the bundled photograph.
+    Without arguments: bundled handwritten digits, which the bundled checkpoint was not trained on; counts the right ones.
+
+    With --weights and no --image: the bundled photograph.
 
     The time is that of the forward pass alone, without reading and preparing.
     """

@@ -68,7 +68,7 @@ def describe(name: str) -> dict[str, Any]:
         }
     except CoatrefError as error:
         return {"name": name, "unavailable": one_line(str(error))}
-    except Exception as error:  # whatever a library that is half installed, or without its driver, raises
+    except Exception as error:  # noqa: BLE001 - whatever a library that is half installed, or without its driver, raises
         return {"name": name, "unavailable": one_line(f"{type(error).__name__}: {error}")}
 
 
@@ -92,8 +92,9 @@ def library_grid(entry: dict[str, Any]) -> Table:
     grid.add_column(overflow="fold")
     lines = available(entry) if not entry["unavailable"] else [f"not to be had: {entry['unavailable']}"]
     name = Text(f"{entry['name']} {entry.get('version', '')}", style="bold")
-    for left, right in zip([name, *[""] * (len(lines) - 1)], lines, strict=True):
-        grid.add_row(left, right)
+    grid.add_row(name, lines[0])
+    for line in lines[1:]:
+        grid.add_row("", line)
     return grid
 
 

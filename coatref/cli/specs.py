@@ -123,7 +123,7 @@ def parts_table(parts: list[Part]) -> Table:
     for part in parts:
         listing.add_row(
             part.stage,
-            f"{part.depth} {part.kind}" if part.stage != "head" else part.kind,
+            part.blocks,
             str(part.width),
             ", ".join(map(str, part.heads)),
             str(part.stride) if part.stage != "head" else "",
@@ -152,7 +152,7 @@ def show_comparisons(out: Console, name: str) -> None:
     found = comparisons(name)
     if not found:
         return
-    listing = table(f"The paper's figures for {one_line(name)}")
+    listing = table(f"{one_line(name)} as published: our counts beside the paper's")
     listing.add_column("")
     for heading in ("ours", "paper", "difference"):
         listing.add_column(heading, justify="right")

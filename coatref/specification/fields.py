@@ -38,7 +38,7 @@ def record(cls: type[T]) -> type[T]:
     """
 
     def __post_init__(self: Any) -> None:
-        for name, hint in hints(type(self)).items():
+        for name, hint in hints(typing.cast(type, type(self))).items():
             problem = misfit(getattr(self, name), hint)
             if problem:
                 raise SpecError(f"{type(self).__name__}.{name} {problem}.")
@@ -105,7 +105,7 @@ def shown(value: Any) -> str:
     """A value for an error message: its repr, cut short."""
     try:
         text = repr(value)
-    except Exception:  # a list nested too deep, an int of too many digits, or whatever a caller's own class may do
+    except Exception:  # noqa: BLE001 - a list nested too deep, an int of too many digits, a caller's own class
         return f"a {type(value).__name__} that cannot be shown"
     return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
 
@@ -166,7 +166,7 @@ def record_from_plain(plain: Any, cls: type[Any], where: str) -> Any:
     """One record of class `cls` from its JSON object."""
     if not isinstance(plain, Mapping):
         raise SpecError(f"{where} must be an object with the fields of {cls.__name__}, got {shown(plain)}.")
-    known = hints(cls)
+    known = hints(typing.cast(type, cls))
     unknown = [str(name)[:50] for name in plain if name not in known]
     if unknown:
         raise SpecError(f"{where} has unknown fields {unknown[:5]}; {cls.__name__} has {', '.join(known)}.")
@@ -208,7 +208,9 @@ def from_json(text: str, cls: type[T]) -> T:
     if not isinstance(text, str):
         raise SpecError(f"The JSON of a {cls.__name__} must be a text, got {shown(text)}.")
     if len(text) > LARGEST_JSON:
-        raise SpecError(f"The JSON of a {cls.__name__} has {len(text)} characters, more than the {LARGEST_JSON} allowed.")
+        raise SpecError(
+            f"The JSON of a {cls.__name__} has {len(text)} characters, more than the {LARGEST_JSON} allowed."
+        )
     try:
         plain = json.loads(text, object_pairs_hook=object_without_repeats)
     except (ValueError, RecursionError) as error:

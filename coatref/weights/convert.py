@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
-from coatref.errors import CoatrefError, InputError, SpecError, WeightsError
+from coatref.errors import InputError, LibraryError, SpecError, WeightsError
 from coatref.params import Params, from_flat, refuse_misfits, refuse_non_finite, tensor_tree
-from coatref.registry import library_of
+from coatref.registry import library_of, resolve_dtype, resolve_library
 from coatref.specification.catalogue import resolve
 from coatref.specification.spec import Spec
 from coatref.tree import flatten
 from coatref.weights import timm
-from coatref.weights.files import read_file
+from coatref.weights.files import Stored, on_host, open_file, path_of
 from coatref.weights.own_file import spec_of
 
 Dialect = Literal["coatref", "timm"]
+
+LONGEST_NAME = 100  # of a tensor; the longest of ours and timm's has 60
 
 
 def load(
@@ -44,22 +46,23 @@ def load(
         WeightsError: the tensors do not fit the spec.
         MissingDependencyError: reading it needs torch, which is not installed.
     """
-    tensors, metadata = read_file(path)
-    carried = spec_of(metadata, os.fspath(path))
-    if carried is None and spec is None:
-        raise InputError(
-            f"{os.fspath(path)} does not say which network it holds; pass spec=..., for example "
-            "spec='timm/coatnet_0_rw_224' (coatref.specs() lists them)."
+    path, given = path_of(path), None if spec is None else resolve(spec)
+    with open_file(path) as (tensors, metadata):
+        carried = spec_of(metadata, os.fspath(path))
+        wanted = given if carried is None else carried
+        if wanted is None:
+            raise InputError(
+                f"{path} does not say which network it holds; pass spec=..., for example "
+                "spec='timm/coatnet_0_rw_224' (coatref.specs() lists them)."
+            )
+        if given is not None and given != wanted:
+            raise SpecError(
+                f"{path} carries the spec {wanted.name!r}, which differs from the one given, {given.name!r}; "
+                "leave spec out to take the file's."
+            )
+        return convert(
+            tensors, wanted, dialect=dialect, xp=xp, dtype=dtype, device=device, allow_non_finite=allow_non_finite
         )
-    if carried is not None and spec is not None and carried != resolve(spec):
-        raise SpecError(
-            f"{os.fspath(path)} carries the spec {carried.name!r}, which differs from the one given, "
-            f"{resolve(spec).name!r}; leave spec out to take the file's."
-        )
-    wanted = carried if carried is not None else resolve(spec)  # type: ignore[arg-type]
-    return convert(
-        tensors, wanted, dialect=dialect, xp=xp, dtype=dtype, device=device, allow_non_finite=allow_non_finite
-    )
 
 
 def convert(
@@ -88,26 +91,51 @@ def convert(
         New arrays; nothing is shared with the mapping.
 
     Raises:
-        WeightsError: tensors are missing, surplus, misshapen, not floating or not finite; they are listed by name.
-        InputError: the names are not ours and the spec is of no known dialect.
+        WeightsError: tensors are missing, surplus, misshapen, not floating, not finite, or too large for `dtype`; they
+            are listed by name.
+        UnknownSpecError, InputError, MissingDependencyError: the spec, dialect, library or data type is not to be had, or
+            the names are not ours and the spec is of no known dialect.
     """
-    spec = resolve(spec)
+    spec, library = resolve(spec), resolve_library(xp)
+    wanted = None if dtype is None else resolve_dtype(library, dtype)
     if not isinstance(state_dict, Mapping):
         raise InputError(f"convert takes a mapping of names to arrays, got {type(state_dict).__name__}.")
-    if (dialect or recognise(state_dict, spec)) == "timm":
-        arrays = from_timm(state_dict, spec)
-    else:
-        arrays = from_own_names(state_dict, spec)
+    if dialect not in (None, *get_args(Dialect)):
+        raise InputError(f"dialect must be None or one of {', '.join(get_args(Dialect))}, got {dialect!r:.80}.")
+    refuse_odd_entries(state_dict)
+    arrays = (from_timm if (dialect or recognise(state_dict, spec)) == "timm" else from_own_names)(state_dict, spec)
     if not allow_non_finite:
         refuse_non_finite(arrays)
-    kind = np.result_type(*(array.dtype for array in arrays.values()))
-    own = {name: np.array(array, dtype=kind, order="C") for name, array in arrays.items()}  # copies
+    on_numpy = library.name == "numpy" and device in (None, "cpu")
+    kind = wanted if on_numpy and wanted is not None else np.result_type(*(array.dtype for array in arrays.values()))
+    with np.errstate(over="ignore"):  # looked for below
+        own = {name: np.array(array, dtype=kind, order="C") for name, array in arrays.items()}  # copies
     for array in own.values():
         array.flags.writeable = False
     params = from_flat(spec, own)
-    if (xp, dtype, device) == ("numpy", None, None):
-        return params
-    return params.to(xp=xp, dtype=dtype if dtype is not None else kind.name, device=device)
+    if not on_numpy:
+        params = params.to(xp=xp, dtype=wanted if wanted is not None else np.dtype(kind).name, device=device)
+    if not allow_non_finite and wanted is not None:
+        refuse_overflow(params)
+    return params
+
+
+def refuse_overflow(params: Params) -> None:
+    """Refuse values that were finite and are too large for the data type that they were cast to.
+
+    Raises:
+        WeightsError: names the tensors that hold some.
+    """
+    large, kind = [], None
+    for name, array in params.flatten().items():
+        xp, kind = library_of(array).namespace(), array.dtype
+        if not bool(xp.all(xp.isfinite(array))):
+            large.append(name)
+    if large:
+        raise WeightsError(
+            f"{len(large)} tensors hold values too large for {kind}: {', '.join(large[:8])}; take a wider dtype, or pass "
+            "allow_non_finite=True to make them infinite."
+        )
 
 
 def recognise(state_dict: Mapping[str, Any], spec: Spec) -> Dialect:
@@ -117,7 +145,7 @@ def recognise(state_dict: Mapping[str, Any], spec: Spec) -> Dialect:
         InputError: neither ours nor, for a spec of timm's, timm's.
     """
     ours = {name for name, _ in flatten(tensor_tree(spec))}
-    if ours & set(state_dict):
+    if ours & set(state_dict) or not state_dict:
         return "coatref"
     if spec.name.startswith("timm/"):
         return "timm"
@@ -130,40 +158,50 @@ def recognise(state_dict: Mapping[str, Any], spec: Spec) -> Dialect:
 
 def from_own_names(state_dict: Mapping[str, Any], spec: Spec) -> dict[str, np.ndarray]:
     """Arrays under our dotted names, checked against the spec."""
-    refuse_misfits(spec.name, {name: tensor.shape for name, tensor in flatten(tensor_tree(spec))}, shaped(state_dict))
+    refuse_misfits(spec.name, {name: tensor.shape for name, tensor in flatten(tensor_tree(spec))}, state_dict)
     return {name: on_host(name, array) for name, array in state_dict.items()}
 
 
 def from_timm(state_dict: Mapping[str, Any], spec: Spec) -> dict[str, np.ndarray]:
     """Arrays under our dotted names from a timm state dict, checked against the spec."""
     found = {name: state_dict[name] for name in timm.relevant(state_dict)}
-    refuse_misfits(spec.name, timm.expected(spec), shaped(found))
+    try:
+        expected = timm.expected(spec)
+    except KeyError as error:
+        raise InputError(
+            f"Spec {spec.name!r} has a layer {error} for which timm has no name; use a 'timm/...' spec, or our own names."
+        ) from None
+    refuse_misfits(spec.name, expected, found)
     host = {name: on_host(name, array) for name, array in found.items()}
     return {entry.ours: timm.to_ours(entry, host[entry.theirs]) for entry in timm.entries(spec)}
 
 
-def shaped(state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The mapping as it is, once every value is known to have a shape.
+def refuse_odd_entries(state_dict: Mapping[str, Any]) -> None:
+    """Refuse a mapping in which some key is no name or some value is no array.
 
     Raises:
-        WeightsError: some value is no array.
+        WeightsError: lists them.
     """
-    odd = [f"{name} ({type(value).__name__})" for name, value in state_dict.items() if not hasattr(value, "shape")]
+    names = [key for key in state_dict if not isinstance(key, str) or len(key) > LONGEST_NAME]
+    if names:
+        raise WeightsError(
+            f"Some keys of the mapping are no names of tensors: {', '.join(f'{key!r:.80}' for key in names[:8])}; "
+            f"names are texts of at most {LONGEST_NAME} characters."
+        )
+    odd = [f"{name} ({type(value).__name__})" for name, value in state_dict.items() if not is_array(value)]
     if odd:
-        raise WeightsError(f"Some values of the mapping are no arrays: {', '.join(odd[:8])}.")
-    return state_dict
+        raise WeightsError(
+            f"Some values of the mapping are no arrays: {', '.join(odd[:8])}; give arrays of a library with the Python "
+            "array API, such as the tensors of a torch state_dict()."
+        )
 
 
-def on_host(name: str, array: Any) -> np.ndarray:
-    """An array as a NumPy array of a floating type.
-
-    Raises:
-        WeightsError: it is not floating, or of no known library.
-    """
+def is_array(value: Any) -> bool:
+    """Whether a value is a tensor of a file or an array of some library."""
+    if isinstance(value, Stored):
+        return True
     try:
-        host = np.asarray(library_of(array).to_numpy(array))
-    except CoatrefError as error:
-        raise WeightsError(f"Tensor {name} cannot be read: {error}") from None
-    if host.dtype not in (np.float16, np.float32, np.float64):
-        raise WeightsError(f"Tensor {name} is {host.dtype}; weights are float16, bfloat16, float32 or float64.")
-    return host
+        library_of(value)
+    except LibraryError:
+        return False
+    return isinstance(getattr(value, "shape", None), tuple)

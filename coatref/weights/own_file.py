@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import secrets
 from pathlib import Path
 
 import numpy as np
 
-from coatref.errors import FileFormatError, InputError, SpecError
-from coatref.params import Params, first_array
-from coatref.registry import library_of
+from coatref.errors import CoatrefError, FileFormatError, InputError
+from coatref.params import Params
 from coatref.specification.spec import Spec
+from coatref.weights.files import on_host, path_of
 
 SPEC_KEY = "coatref.spec"
 VERSION_KEY = "coatref.format"
@@ -21,31 +21,37 @@ VERSION = "1"
 def save(params: Params, path: str | os.PathLike[str]) -> None:
     """Write parameters and their spec to one safetensors file; `coatref.load` reads both back.
 
-    The file appears under its name only when it is whole: it is written beside it and moved into place.
+    The file appears under its name only when it is whole: it is written beside it and moved into place. bfloat16 is
+    written as float32, which changes no value.
 
     Raises:
-        InputError: `params` are no Params.
+        InputError: `params` are no Params, or the path does not end in `.safetensors`.
+        WeightsError: an array is not floating, or has no values.
         OSError: the file cannot be written.
     """
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     if not isinstance(params, Params):
         raise InputError(f"save takes coatref Params, got {type(params).__name__}.")
-    library = library_of(first_array(params))
-    arrays = {name: np.ascontiguousarray(library.to_numpy(array)) for name, array in params.flatten().items()}
+    target = path_of(path)
+    if target.suffix.lower() != ".safetensors":
+        raise InputError(
+            f"{target} ends in {target.suffix!r}; save writes a .safetensors file, which load knows by that."
+        )
+    target = Path(os.path.realpath(target))  # so that a link stays one
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"There is no folder {target.parent} to write {target.name} to; make it first.")
+    arrays = {name: np.ascontiguousarray(on_host(name, array)) for name, array in params.flatten().items()}
     metadata = {VERSION_KEY: VERSION, SPEC_KEY: params.spec.to_json()}
-    target = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    os.close(handle)
+    temporary = target.with_name(f".coatref-{secrets.token_hex(8)}")
     try:
         save_file(arrays, temporary, metadata=metadata)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes a private file; this is what open() would have made
         os.replace(temporary, target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    except SafetensorError as error:
+        raise OSError(f"{target} cannot be written: {error}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def spec_of(metadata: dict[str, str], path: str) -> Spec | None:
@@ -63,5 +69,5 @@ def spec_of(metadata: dict[str, str], path: str) -> Spec | None:
         )
     try:
         return Spec.from_json(metadata[SPEC_KEY])
-    except SpecError as error:
+    except CoatrefError as error:
         raise FileFormatError(f"The spec in the metadata of {path} cannot be used: {error}") from None

@@ -293,7 +293,9 @@ def gather_bias(table: Array, height: int, width: int, orientation: str = "query
         row, column = i - i2 + height, j - j2 + width
         if orientation == "key_minus_query":
             row, column = i2 - i + height, j2 - j + width
-        bias[:, query, key] = table[:, column - 1, row - 1] if orientation == "transposed" else table[:, row - 1, column - 1]
+        bias[:, query, key] = (
+            table[:, column - 1, row - 1] if orientation == "transposed" else table[:, row - 1, column - 1]
+        )
     return bias
 
 

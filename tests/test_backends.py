@@ -1,0 +1,290 @@
+"""Every array library gives the numbers of NumPy in float64, to within bounds that `units` derives.
+
+Hypothesis draws the configurations: arguments of each primitive, and whole networks (`draw_specs`). A `Way` is a library
+with a data type, a device and a manner of calling; each is judged on each primitive and end to end, on the definition and
+on the forms of its own that the library has.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import functools
+import importlib.util
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, get_args
+
+import array_api_strict as strict
+import jax
+import numpy as np
+import pytest
+import torch
+import units
+from draw_specs import Drawn, closed_choices, specs
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+import coatref
+from coatref.ops.activation import ACTIVATIONS
+from coatref.primitives import DEFINITION, Form, Primitives, primitives_for
+from coatref.registry import Library, resolve_library
+from coatref.specification import parts
+from coatref.specification.fields import hints
+from coatref.specification.parts import Attention
+from coatref.tree import map_named
+
+Array = Any
+NAMES = tuple(field.name for field in dataclasses.fields(Primitives))
+
+
+# --- the ways ---
+
+
+def plainly(function: Form) -> Form:
+    return function
+
+
+def straight(array: np.ndarray) -> np.ndarray:
+    return array
+
+
+def strided(array: np.ndarray) -> np.ndarray:
+    """The same values, read-only, every other number of a larger array with its axes in the other order, amid NaN."""
+    around = np.full([2 * length + 1 for length in reversed(array.shape)], np.nan if array.dtype.kind == "f" else False)
+    view = around.astype(array.dtype)[(slice(1, None, 2),) * array.ndim].T
+    view[...] = array
+    view.flags.writeable = False
+    return view
+
+
+class Way(NamedTuple):
+    """One way of computing: `manner` turns a function of arrays into how it is called, `layout` lays an array out first."""
+
+    name: str
+    library: str
+    dtype: str
+    device: Any = None
+    manner: Callable[[Form], Form] = plainly
+    layout: Callable[[Array], Array] = straight
+
+    @property
+    def its(self) -> Library:
+        """The library."""
+        return resolve_library(self.library)
+
+    def array(self, values: np.ndarray) -> Array:
+        """These float64 values as an array of the library; Booleans stay what they are."""
+        xp = self.its.namespace()
+        dtype = xp.bool if values.dtype == bool else getattr(xp, self.dtype)
+        return self.layout(xp.asarray(values, dtype=dtype, device=self.device))
+
+    def values(self, array: Array) -> np.ndarray:
+        """An array of the library as float64 values, once its library, data type and device are seen to be right."""
+        assert coatref.registry.library_of(array).name == self.its.name
+        assert array.dtype == getattr(self.its.namespace(), self.dtype)
+        assert self.device is None or str(self.its.device(array)) == str(self.device)
+        return np.asarray(self.its.to_numpy(array), np.float64)
+
+    def params(self, drawn: Drawn) -> coatref.Params:
+        """The drawn network's parameters."""
+        params = coatref.init(
+            drawn.spec, drawn.seed, xp=self.library, dtype=self.dtype, device=self.device, scheme="distinct"
+        )
+        return coatref.Params(map_named(lambda name, array: self.layout(array), params), params.spec)
+
+    @contextlib.contextmanager
+    def configured(self) -> Iterator[None]:
+        """The library set as this way wants it: JAX with 64-bit types or without, array-api-strict at its strictest."""
+        if self.library == "jax":
+            with jax.enable_x64(self.dtype == "float64"):
+                yield
+        elif self.library == "array_api_strict":
+            strict.set_array_api_strict_flags(boolean_indexing=False, data_dependent_shapes=False, enabled_extensions=())
+            try:
+                yield
+            finally:
+                strict.reset_array_api_strict_flags()
+        else:
+            yield
+
+
+def channels_first(array: Array) -> Array:
+    """The same torch tensor, its last axis laid out first, as of images that came as (N, C, H, W)."""
+    return torch.movedim(torch.movedim(array, -1, 0).contiguous(), 0, -1) if array.ndim else array
+
+
+def ways() -> Iterator[Way]:
+    """All of them."""
+    yield Way("numpy-float64-strided", "numpy", "float64", layout=strided)
+    yield Way("numpy-float32", "numpy", "float32")
+    for dtype in ("float32", "float64"):
+        yield Way(f"torch-{dtype}", "torch", dtype)
+        yield Way(f"torch-{dtype}-cuda", "torch", dtype, "cuda:0")
+        yield Way(f"cupy-{dtype}", "cupy", dtype)
+        yield Way(f"jax-{dtype}", "jax", dtype)
+        yield Way(f"jax-{dtype}-jit", "jax", dtype, manner=jax.jit)
+    yield Way("torch-float64-strided", "torch", "float64", layout=channels_first)
+    info = strict.__array_namespace_info__()
+    for device in info.devices():
+        for dtype in sorted({"float32", "float64"} & set(info.dtypes(device=device))):
+            yield Way(f"strict-{dtype}-{device._device}", "array_api_strict", dtype, device)
+
+
+def absence(way: Way) -> str | None:
+    """Why a way cannot be gone here, or None."""
+    if way.library == "cupy":
+        if importlib.util.find_spec("cupy") is None:
+            return "needs CuPy, which is not installed (pip install 'coatref[cupy]')"
+        try:
+            found = resolve_library("cupy").devices()
+        except Exception as error:  # CuPy's own, without a driver
+            return f"needs a CUDA device, and CuPy finds none: {error}"
+        return None if found else "needs a CUDA device, and CuPy finds none"
+    if way.device == "cuda:0" and not torch.cuda.is_available():
+        return "needs a CUDA device and a CUDA build of torch"
+    return None
+
+
+WAYS = list(ways())
+
+
+def parameters(*, jax_too: bool = True) -> Any:
+    """The ways as pytest parameters; those that cannot be gone here are skipped and say why."""
+    return pytest.mark.parametrize(
+        "way",
+        [
+            pytest.param(way, id=way.name, marks=[pytest.mark.skip(reason=reason)] if (reason := absence(way)) else [])
+            for way in WAYS
+            if jax_too or way.library != "jax"
+        ],
+    )
+
+
+def searched(examples: int, shrink: bool = True) -> Any:
+    """Hypothesis's settings: so many examples, of any duration; without shrinking where each takes a second to compile."""
+    phases = (Phase.explicit, Phase.reuse, Phase.generate) + ((Phase.target, Phase.shrink) if shrink else ())
+    return settings(max_examples=examples, deadline=None, phases=phases)
+
+
+# --- one primitive ---
+
+
+class Call(NamedTuple):
+    """Arguments of a primitive: float64 arrays that float32 holds exactly, by name or in a dense layer, and the rest."""
+
+    arrays: dict[str, Any]
+    options: dict[str, Any]
+
+
+@st.composite
+def calls(draw: st.DrawFn, name: str) -> Call:
+    """Draw a call of the primitive of that name; no two axes have the same length."""
+    random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    n, height, width, c, d, kernel = draw(st.permutations((2, 3, 4, 5, 6, 7)))
+    size = draw(st.sampled_from((1.0, 1e-3, 10.0)))
+    one = functools.partial(_one, draw)
+
+    def normal(*shape: int) -> np.ndarray:
+        return (size * random.normal(0.0, 1.0, shape)).astype(np.float32).astype(np.float64)
+
+    def positive(*shape: int) -> np.ndarray:
+        return random.uniform(0.01, 4.0, shape).astype(np.float32).astype(np.float64)
+
+    def dense(c: int, d: int) -> dict[str, np.ndarray]:
+        return {"w": normal(c, d)} | ({"b": normal(d)} if one(True, False) else {})
+
+    window = {"stride": one(1, 2), "padding": one("same", "symmetric", "valid")}
+    pool = {"size": min(kernel, height, width), **window}
+    grid, heads = normal(n, height, width, c), {"q": (n, c, height, d), "k": (n, c, width, d), "v": (n, c, width, d)}
+    kh, kw = min(kernel, height), min(kernel - 1, width)
+    epsilon = {"epsilon": one(1e-5, 1e-3, 1e-6)}
+    kind = one(*ACTIVATIONS)
+    match name:
+        case "conv2d":
+            return Call({"x": grid, **_reshaped(dense(kh * kw * c, d), (kh, kw, c, d))}, window)
+        case "depthwise_conv2d":
+            return Call({"x": grid, **_reshaped(dense(kh * kw, c), (kh, kw, c))}, window)
+        case "max_pool":
+            return Call({"x": grid}, pool)
+        case "avg_pool":
+            return Call({"x": grid}, pool | {"padded_zeros": one("excluded", "counted")})
+        case "global_avg_pool":
+            return Call({"x": grid}, {})
+        case "batch_norm":
+            statistics = {"mean": normal(c), "var": positive(c)}
+            return Call({"x": grid, "gamma": normal(c), "beta": normal(c), **statistics}, epsilon)
+        case "layer_norm":
+            return Call({"x": grid + one(0.0, 64.0), "gamma": normal(c), "beta": normal(c)}, epsilon)
+        case "activation":
+            return Call({"x": grid}, {"kind": kind})
+        case "softmax":
+            return Call({"x": grid}, {})
+        case "squeeze_excite":
+            return Call({"x": grid, "reduce": dense(c, d), "expand": dense(d, c)}, {"activation": kind})
+        case "dense":
+            return Call({"x": one(grid, grid[0, 0]), **dense(c, d)}, {})
+        case "gather_bias":
+            return Call({"table": normal(n, 2 * height - 1, 2 * width - 1)}, {"height": height, "width": width})
+        case "relative_attention":
+            arrays = {each: normal(*shape) for each, shape in heads.items()}
+            if (bias := one("per_head", "shared", None)) is not None:
+                arrays["bias"] = normal(c if bias == "per_head" else 1, height, width)
+            if (hidden := one("none", "keys", "of each image")) != "none":
+                arrays["key_mask"] = random.uniform(size=(n, width) if hidden == "of each image" else width) < 0.7
+                arrays["key_mask"][..., 0] = True
+            add, site = one("pre_softmax", "post_softmax"), one(*get_args(hints(Attention)["scale_site"]))
+            return Call(arrays, {"scale": one(0.5, 1 / 7, 3.0), "scale_site": site, "add": add})
+        case "linear_attention":
+            return Call({each: normal(*shape) for each, shape in heads.items()}, {})
+    raise AssertionError(f"no call is drawn for {name}")
+
+
+def _one(draw: st.DrawFn, *options: Any) -> Any:
+    return options[draw(st.integers(0, len(options) - 1))]
+
+
+def _reshaped(layer: dict[str, np.ndarray], shape: tuple[int, ...]) -> dict[str, np.ndarray]:
+    return layer | {"w": layer["w"].reshape(shape)} | ({"b": layer["b"]} if "b" in layer else {})
+
+
+def error_of(way: Way, name: str, call: Call) -> tuple[float, float]:
+    """The largest error in units of any form that the way's library has of a primitive, and the number allowed."""
+    if name == "depthwise_conv2d" and "b" in call.arrays:
+        call.arrays["b"] = call.arrays["b"][: call.arrays["w"].shape[-1]]
+    allowed, scale = units.BOUNDS[name](**call.arrays, **call.options)
+    reference = getattr(DEFINITION, name)(**call.arrays, **call.options)
+    with way.configured():
+        given = {key: _map_arrays(way.array, each) for key, each in call.arrays.items()}
+        forms = {getattr(primitives_for(next(iter(given.values()))), name), getattr(DEFINITION, name)}
+        results = [way.values(way.manner(functools.partial(form, **call.options))(**given)) for form in forms]
+    error = max(units.units(result, reference, scale, way.dtype) for result in results)
+    return error, allowed * (2 if way.dtype == "float64" else 1)
+
+
+def _map_arrays(function: Form, value: Any) -> Any:
+    return {key: function(each) for key, each in value.items()} if isinstance(value, dict) else function(value)
+
+
+EXAMPLES = {"numpy": 15, "torch": 15, "array_api_strict": 5, "jax": 2}
+
+
+def check_primitive(way: Way, name: str, examples: int) -> float:
+    """Search for a call on which a way's error is above the bound; the largest error found, in units."""
+    worst = [0.0]
+
+    @searched(examples, shrink=way.library != "jax")
+    @given(calls(name))
+    def check(call: Call) -> None:
+        error, allowed = error_of(way, name, call)
+        worst.append(error)
+        assert error <= allowed, f"{name} on {way.name} is off by {error:.3g} units, where {allowed:g} are allowed"
+
+    check()
+    return max(worst)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@parameters()
+def test_primitive(way: Way, name: str) -> None:
+    check_primitive(way, name, EXAMPLES.get(way.library, 5))
