@@ -131,6 +131,13 @@ def ways() -> Iterator[Way]:
             yield Way(f"strict-{dtype}-{device._device}", "array_api_strict", dtype, device)
 
 
+def examples(way: Way, cheap: int, compiled: int) -> int:
+    """How many examples a way gets: JAX compiles each anew, call by call where it is not told to compile the whole."""
+    if way.library != "jax":
+        return max(1, cheap // 3) if way.library == "array_api_strict" else cheap
+    return compiled if way.manner is jax.jit else max(1, compiled // 2)
+
+
 def absence(way: Way) -> str | None:
     """Why a way cannot be gone here, or None."""
     if way.library == "cupy":
@@ -202,9 +209,11 @@ def calls(draw: st.DrawFn, name: str) -> Call:
     kind = one(*ACTIVATIONS)
     match name:
         case "conv2d":
-            return Call({"x": grid, **_reshaped(dense(kh * kw * c, d), (kh, kw, c, d))}, window)
+            layer = dense(kh * kw * c, d)
+            return Call({"x": grid, **layer, "w": layer["w"].reshape(kh, kw, c, d)}, window)
         case "depthwise_conv2d":
-            return Call({"x": grid, **_reshaped(dense(kh * kw, c), (kh, kw, c))}, window)
+            layer = dense(kh * kw, c)
+            return Call({"x": grid, **layer, "w": layer["w"].reshape(kh, kw, c)}, window)
         case "max_pool":
             return Call({"x": grid}, pool)
         case "avg_pool":
@@ -244,14 +253,8 @@ def _one(draw: st.DrawFn, *options: Any) -> Any:
     return options[draw(st.integers(0, len(options) - 1))]
 
 
-def _reshaped(layer: dict[str, np.ndarray], shape: tuple[int, ...]) -> dict[str, np.ndarray]:
-    return layer | {"w": layer["w"].reshape(shape)} | ({"b": layer["b"]} if "b" in layer else {})
-
-
 def error_of(way: Way, name: str, call: Call) -> tuple[float, float]:
     """The largest error in units of any form that the way's library has of a primitive, and the number allowed."""
-    if name == "depthwise_conv2d" and "b" in call.arrays:
-        call.arrays["b"] = call.arrays["b"][: call.arrays["w"].shape[-1]]
     allowed, scale = units.BOUNDS[name](**call.arrays, **call.options)
     reference = getattr(DEFINITION, name)(**call.arrays, **call.options)
     with way.configured():
@@ -264,9 +267,6 @@ def error_of(way: Way, name: str, call: Call) -> tuple[float, float]:
 
 def _map_arrays(function: Form, value: Any) -> Any:
     return {key: function(each) for key, each in value.items()} if isinstance(value, dict) else function(value)
-
-
-EXAMPLES = {"numpy": 15, "torch": 15, "array_api_strict": 5, "jax": 2}
 
 
 def check_primitive(way: Way, name: str, examples: int) -> float:
@@ -287,4 +287,131 @@ def check_primitive(way: Way, name: str, examples: int) -> float:
 @pytest.mark.parametrize("name", NAMES)
 @parameters()
 def test_primitive(way: Way, name: str) -> None:
-    check_primitive(way, name, EXAMPLES.get(way.library, 5))
+    if way.name == "jax-float32":
+        pytest.skip("compiles each operation of each shape, as jax-float64 does; `-m deep` runs it")
+    check_primitive(way, name, examples(way, cheap=15, compiled=3))
+
+
+def test_every_primitive_has_a_bound() -> None:
+    assert tuple(units.BOUNDS) == NAMES
+    assert set(units.ACTIVATION_UNITS) == set(ACTIVATIONS)
+
+
+# --- whole networks ---
+
+
+def moves_of(way: Way, drawn: Drawn) -> float:
+    """How far a way's output lies from NumPy's in float64, in moves of the output under perturbations of one unit."""
+    exact = coatref.init(drawn.spec, drawn.seed, dtype=way.dtype, scheme="distinct").to(dtype="float64")
+    x = drawn.images()
+    reference = coatref.forward(exact, x, backend="definition")
+    with way.configured():
+        params, given = way.params(drawn), way.array(x)
+        results = [way.values(way.manner(coatref.forward)(params, given))]
+        if primitives_for(given) != DEFINITION:
+            results.append(way.values(way.manner(functools.partial(coatref.forward, backend="definition"))(params, given)))
+    for result in results:
+        assert result.shape == reference.shape
+    return max(float(np.max(np.abs(result - reference))) for result in results) / units.sensitivity(exact, x, way.dtype)
+
+
+def check_network(way: Way, count: int, most_stages: int = 3) -> float:
+    """Search for a network on which a way's output is too far off; the largest distance found, in moves."""
+    worst = [0.0]
+
+    @searched(count, shrink=way.library != "jax")
+    @given(specs(most_stages))
+    def check(drawn: Drawn) -> None:
+        moves = moves_of(way, drawn)
+        worst.append(moves)
+        assert moves <= units.NETWORK_UNITS, f"{way.name} is off by {moves:.3g} moves of the output"
+
+    check()
+    return max(worst)
+
+
+@parameters()
+def test_network(way: Way) -> None:
+    check_network(way, examples(way, cheap=30, compiled=4), most_stages=1 if way.library == "jax" else 3)
+
+
+@searched(25)
+@given(specs())
+def test_read_only_inputs_are_as_good_and_stay_as_they_are(drawn: Drawn) -> None:
+    x = drawn.images()
+    x.flags.writeable = False
+    params = coatref.init(drawn.spec, drawn.seed, dtype="float64", scheme="distinct")
+    loose = coatref.Params(map_named(lambda name, array: array.copy(), params), params.spec)
+    before = [array.tobytes() for array in (x, *params.flatten().values())]
+    np.testing.assert_array_equal(coatref.forward(params, x), coatref.forward(loose, x.copy()))
+    assert [array.tobytes() for array in (x, *params.flatten().values())] == before
+    assert [array.tobytes() for array in (x, *loose.flatten().values())] == before
+
+
+@searched(10)
+@given(specs())
+def test_torch_maps_over_the_batch(drawn: Drawn) -> None:
+    """torch.func.vmap of one image at a time is the batch; `tests/test_pytrees.py` has the gradients and JAX's vmap."""
+    way = Way("torch-float64", "torch", "float64")
+    params, x = way.params(drawn), way.array(drawn.images(3))
+    one_by_one = torch.func.vmap(lambda image: coatref.forward(params, image[None, ...])[0, ...])(x)
+    exact = coatref.init(drawn.spec, drawn.seed, dtype="float64", scheme="distinct")
+    reference = coatref.forward(exact, drawn.images(3), backend="definition")
+    moved = units.sensitivity(exact, drawn.images(3), "float64")
+    assert np.max(np.abs(way.values(one_by_one) - reference)) <= units.NETWORK_UNITS * moved
+
+
+# --- the draws ---
+
+
+def seen(value: Any, found: collections.defaultdict[tuple[type, str], set[Any]]) -> None:
+    """Collect from a spec, or a part of one, the values of all fields that are closed choices."""
+    if isinstance(value, tuple):
+        for each in value:
+            seen(each, found)
+    elif dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            inner = getattr(value, field.name)
+            found[type(value), field.name].add(inner if not isinstance(inner, tuple) else None)
+            seen(inner, found)
+
+
+def test_specs_draws_every_choice_of_every_part() -> None:
+    found: collections.defaultdict[tuple[type, str], set[Any]] = collections.defaultdict(set)
+    sizes: set[tuple[int, int]] = set()
+
+    @settings(max_examples=300, deadline=None, derandomize=True, database=None, phases=(Phase.generate,))
+    @given(specs())
+    def draw(drawn: Drawn) -> None:
+        seen(drawn.spec, found)
+        sizes.add(drawn.spec.image_size)
+
+    draw()
+    records = [cls for cls in vars(parts).values() if dataclasses.is_dataclass(cls) and isinstance(cls, type)]
+    assert len(records) == 14
+    for cls in records:
+        choices = closed_choices(cls) | ({"kind": get_args(hints(cls)["kind"])} if "kind" in hints(cls) else {})
+        for name, options in choices.items():
+            assert found[cls, name] >= set(options), f"{cls.__name__}.{name}: never {set(options) - found[cls, name]}"
+        for name, hint in hints(cls).items():
+            if type(None) in get_args(hint):  # a part that may be absent
+                assert None in found[cls, name] and len(found[cls, name]) > 1, f"{cls.__name__}.{name}"
+    assert {(height % 2, width % 2) for height, width in sizes} == {(0, 0), (0, 1), (1, 0), (1, 1)}
+    assert sum(height != width for height, width in sizes) > 40
+
+
+# --- by hand ---
+
+
+@pytest.mark.deep
+def test_measured_units(capsys: pytest.CaptureFixture[str]) -> None:
+    """Many more examples of everything, and a table of what was measured."""
+    here = [way for way in WAYS if absence(way) is None]
+    with capsys.disabled():
+        print("\nlargest error in units, of those allowed (twice as many in float64)")
+        for way in here:
+            found = {name: check_primitive(way, name, examples(way, cheap=600, compiled=6)) for name in NAMES}
+            print(f"{way.name:28}", *(f"{name} {error:.2g}" for name, error in found.items()))
+        print(f"largest distance of whole networks in moves, of {units.NETWORK_UNITS} allowed")
+        for way in here:
+            print(f"{way.name:28}", f"{check_network(way, examples(way, cheap=600, compiled=24)):.2f}", flush=True)

@@ -44,7 +44,7 @@ MIXED_FAMILY = {
 LAYOUTS = {name: name.replace("-", "") for name in ("c-c-c-c", "c-c-c-t", "c-c-t-t", "c-t-t-t")}
 
 # What the paper prints, for `coatref spec` to show beside our own counts: parameters in millions, and multiply-adds in
-# billions at 224, 384 and 512 pixels (Tables 4, 5 and 14; None where it prints none).
+# billions at 224, 384 and 512 pixels (Tables 4, 5, 9 and 14).
 PUBLISHED: dict[str, tuple[float, dict[int, float]]] = {
     "coatnet_0": (25, {224: 4.2, 384: 13.4}),
     "coatnet_1": (42, {224: 8.4, 384: 27.4}),

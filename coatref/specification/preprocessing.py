@@ -34,8 +34,8 @@ class Preprocessing:
     crop_fraction: float = 0.875
     crop: Literal["center", "squash"] = "center"
     interpolation: Literal["bicubic", "bilinear", "nearest", "lanczos"] = "bicubic"
-    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
-    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
 
     def __post_init__(self) -> None:
         fraction = _finite(self.crop_fraction, "crop_fraction")

@@ -37,10 +37,11 @@ MAX3 = Pool(kind="max", size=3, padding="symmetric")
 BATCH = Norm(kind="batch", epsilon=1e-5)
 LAYER = Norm(kind="layer", epsilon=1e-6)
 
-CROP_95 = Preprocessing(crop_fraction=0.95)
-CROP_90 = Preprocessing(crop_fraction=0.9)
+HALF = (0.5, 0.5, 0.5)
+CROP_95 = Preprocessing(crop_fraction=0.95, mean=HALF, std=HALF)
+CROP_90 = Preprocessing(crop_fraction=0.9, mean=HALF, std=HALF)
 IMAGENET_95 = Preprocessing(crop_fraction=0.95, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-SQUASH = Preprocessing(crop_fraction=1.0, crop="squash")
+SQUASH = Preprocessing(crop_fraction=1.0, crop="squash", mean=HALF, std=HALF)
 
 
 @dataclass(frozen=True, kw_only=True)
