@@ -86,8 +86,14 @@ def register_node(cls: type, flatten_node: Flatten, unflatten: Unflatten) -> Non
         module.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten_node)
 
     def with_torch(module: Any) -> None:
-        module.utils._pytree.register_pytree_node(
-            cls, flatten_node, lambda children, aux: unflatten(aux, children), serialized_type_name=None
+        pytree = module.utils._pytree
+
+        def flatten_with_keys(node: Any) -> tuple[list[tuple[Any, Any]], Any]:
+            children, aux = flatten_node(node)
+            return [(pytree.MappingKey(n), child) for n, child in zip(aux[1], children, strict=True)], aux
+
+        pytree.register_pytree_node(
+            cls, flatten_node, lambda children, aux: unflatten(aux, children), flatten_with_keys_fn=flatten_with_keys
         )
 
     wrapt.register_post_import_hook(with_jax, "jax")

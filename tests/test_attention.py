@@ -43,8 +43,8 @@ class Attention(NamedTuple):
     keys: int
     depth: int
     bias_heads: str  # "none", "one" or "all"
-    add: str
-    scale_site: str
+    add: Any
+    scale_site: Any
     scale: float
     mask: str  # "none", "keys" or "images and keys"
 
@@ -68,7 +68,7 @@ def attentions(draw: st.DrawFn) -> Attention:
     )
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=200)
 @given(attentions(), seeds)
 @example(Attention(2, 3, 7, 8, 4, "all", "pre_softmax", "logits_and_bias", 0.3, "images and keys"), 1)
 @example(Attention(2, 3, 8, 7, 4, "one", "post_softmax", "query_and_key", 0.3, "images and keys"), 2)
@@ -111,7 +111,7 @@ def test_defaults_are_the_form_of_the_paper_without_a_scale() -> None:
 
 
 @pytest.mark.parametrize("add", ["pre_softmax", "post_softmax"])
-def test_large_logits_do_not_overflow(add: str) -> None:
+def test_large_logits_do_not_overflow(add: Any) -> None:
     rng = np.random.default_rng(1)
     q, k, v = 40.0 * second.whole(rng, 3, 1, 2, 3, 4)  # logits of tens of thousands, exact
     bias = second.whole(rng, 2, 3, 3)
@@ -211,12 +211,13 @@ def test_resize_table(sizes: tuple[int, ...], new: tuple[int, ...], sampling: An
     heads, *old = sizes
     if of_grids:  # the sizes that tables have; else any at all
         old, new = [2 * length - 1 for length in old], tuple(2 * length - 1 for length in new)
+    rows, columns = new
     table = positive(np.random.default_rng(seed), heads, *old)
-    found = attention.resize_table(table, *new, sampling)
-    assert_close(found, second.resize_table(table, *new, sampling))
+    found = attention.resize_table(table, rows, columns, sampling)
+    assert_close(found, second.resize_table(table, rows, columns, sampling))
     by_torch = torch.nn.functional.interpolate(
         torch.from_numpy(table)[None],
-        size=list(new),
+        size=[rows, columns],
         mode="bilinear",
         align_corners=sampling == "align_corners",
         antialias=False,
@@ -341,10 +342,12 @@ def test_shapes_that_do_not_belong_together_are_refused() -> None:
     ):
         with pytest.raises(ShapeError, match="takes q"):
             attention.relative_attention(*wrong)
-    for shape in ((5, 5), (2, 5, 5), (3, 5, 4), (3, 1, 5)):
+    shapes: tuple[tuple[int, ...], ...] = ((5, 5), (2, 5, 5), (3, 5, 4), (3, 1, 5))
+    for shape in shapes:
         with pytest.raises(ShapeError, match="bias must be"):
             attention.relative_attention(q, k, v, np.zeros(shape))
-    for shape in ((2, 9, 5), (2, 3, 5), (2, 5, 9, 1)):
+    shapes = ((2, 9, 5), (2, 3, 5), (2, 5, 9, 1))
+    for shape in shapes:
         with pytest.raises(ShapeError, match="3x5 grid"):
             attention.gather_bias(np.zeros(shape), 3, 5)
     for window in ((4, 2), (3, 3)):

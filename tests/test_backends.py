@@ -132,10 +132,10 @@ def ways() -> Iterator[Way]:
 
 
 def examples(way: Way, cheap: int, compiled: int) -> int:
-    """How many examples a way gets: JAX compiles each anew, call by call where it is not told to compile the whole."""
+    """How many examples a way gets: JAX compiles each anew, operation by operation where it is not told to compile all."""
     if way.library != "jax":
         return max(1, cheap // 3) if way.library == "array_api_strict" else cheap
-    return compiled if way.manner is jax.jit else max(1, compiled // 2)
+    return compiled if way.manner is jax.jit else max(1, compiled // 3)
 
 
 def absence(way: Way) -> str | None:
@@ -288,7 +288,7 @@ def check_primitive(way: Way, name: str, examples: int) -> float:
 @parameters()
 def test_primitive(way: Way, name: str) -> None:
     if way.name == "jax-float32":
-        pytest.skip("compiles each operation of each shape, as jax-float64 does; `-m deep` runs it")
+        pytest.skip("takes as long as jax-float64 to compile every operation; `-m deep` runs it")
     check_primitive(way, name, examples(way, cheap=15, compiled=3))
 
 
@@ -332,7 +332,9 @@ def check_network(way: Way, count: int, most_stages: int = 3) -> float:
 
 @parameters()
 def test_network(way: Way) -> None:
-    check_network(way, examples(way, cheap=30, compiled=4), most_stages=1 if way.library == "jax" else 3)
+    if way.name == "jax-float64":
+        pytest.skip("takes as long as jax-float32 to compile every operation; `-m deep` runs it")
+    check_network(way, examples(way, cheap=20, compiled=3), most_stages=1 if way.library == "jax" else 3)
 
 
 @searched(25)
@@ -372,7 +374,7 @@ def seen(value: Any, found: collections.defaultdict[tuple[type, str], set[Any]])
     elif dataclasses.is_dataclass(value):
         for field in dataclasses.fields(value):
             inner = getattr(value, field.name)
-            found[type(value), field.name].add(inner if not isinstance(inner, tuple) else None)
+            found[type(value), field.name].add(len(inner) if isinstance(inner, tuple) else inner)
             seen(inner, found)
 
 
@@ -380,7 +382,7 @@ def test_specs_draws_every_choice_of_every_part() -> None:
     found: collections.defaultdict[tuple[type, str], set[Any]] = collections.defaultdict(set)
     sizes: set[tuple[int, int]] = set()
 
-    @settings(max_examples=300, deadline=None, derandomize=True, database=None, phases=(Phase.generate,))
+    @settings(max_examples=800, deadline=None, derandomize=True, database=None, phases=(Phase.generate,))
     @given(specs())
     def draw(drawn: Drawn) -> None:
         seen(drawn.spec, found)
@@ -397,7 +399,7 @@ def test_specs_draws_every_choice_of_every_part() -> None:
             if type(None) in get_args(hint):  # a part that may be absent
                 assert None in found[cls, name] and len(found[cls, name]) > 1, f"{cls.__name__}.{name}"
     assert {(height % 2, width % 2) for height, width in sizes} == {(0, 0), (0, 1), (1, 0), (1, 1)}
-    assert sum(height != width for height, width in sizes) > 40
+    assert sum(height != width for height, width in sizes) > 100
 
 
 # --- by hand ---

@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pytest
 import second_torch
+import torch
 from second import assert_close
 from second_torch import to_nchw, to_nhwc
 
@@ -71,12 +72,14 @@ def layer(name: str, *shape: int, bias: bool = True) -> dict[str, tuple[int, ...
 
 def mbconvs(**changes: Any) -> MBConv:
     """Two MBConv blocks from 6 to 10 channels."""
-    return MBConv(**{"depth": 2, "width": 10} | changes)
+    fields: dict[str, Any] = {"depth": 2, "width": 10}
+    return MBConv(**fields | changes)
 
 
 def transformers(**changes: Any) -> Transformer:
     """Two Transformer blocks from 6 to 12 channels with heads of 3."""
-    return Transformer(**{"depth": 2, "width": 12, "attention": Attention(head_size=3)} | changes)
+    fields: dict[str, Any] = {"depth": 2, "width": 12, "attention": Attention(head_size=3)}
+    return Transformer(**fields | changes)
 
 
 def attending(**changes: Any) -> Transformer:
@@ -91,7 +94,8 @@ def biased(**changes: Any) -> Transformer:
 
 def convnexts(**changes: Any) -> ConvNeXt:
     """Two ConvNeXt blocks from 6 to 12 channels."""
-    return ConvNeXt(**{"depth": 2, "width": 12} | changes)
+    fields: dict[str, Any] = {"depth": 2, "width": 12}
+    return ConvNeXt(**fields | changes)
 
 
 def batch(epsilon: float) -> Norm:
@@ -165,7 +169,7 @@ MBCONVS = {
         mbconvs(width=6, projection="always"), shapes=layer("0.shortcut", 6, 6) | {"1.shortcut.w": None}
     ),
     "no projection": Case(mbconvs(width=6), shapes={"0.shortcut.w": None}),
-    "no stride": Case(mbconvs(stride=1), shapes=layer("0.shortcut", 6, 10)),
+    "no stride, three blocks": Case(mbconvs(stride=1, depth=3), shapes=layer("0.shortcut", 6, 10)),
     "no stride, no projection": Case(mbconvs(stride=1, width=6, projection="always"), shapes={"0.shortcut.w": None}),
     "layer norms": Case(
         mbconvs(pre_norm=layers(0.1), inner_norm=layers(0.2), shrink_norm=layers(0.3)),
@@ -187,6 +191,10 @@ MBCONVS = {
         mbconvs(expansion=1.9, expansion_from="input", expansion_rounding="make_divisible"),
         shapes=layer("0.expand", 6, 16, bias=False)
         | layer("1.expand", 10, 24, bias=False),  # 11.4: 8 loses too much; 19
+    ),
+    "expansion to a multiple of 5": Case(
+        mbconvs(expansion=1.9, expansion_rounding="make_divisible", expansion_divisor=5),
+        shapes=layer("0.expand", 6, 20, bias=False),  # 19
     ),
     "layer scale": Case(mbconvs(layer_scale=LayerScale(initial=0.1)), shapes={"1.layer_scale.gamma": (10,)}),
     "layer scale of the branch": Case(
@@ -291,6 +299,7 @@ TRANSFORMERS = {
         biased(kind="log_mlp", hidden=5, sharing="across_heads", orientation="key_minus_query"),
         shapes=layer("0.attn.relative_bias.out", 5, 1),
     ),
+    "three blocks": Case(transformers(depth=3)),
     "no relative bias": Case(attending(relative_bias=None), shapes={"0.attn.relative_bias.table": None}),
     "windows": Case(
         transformers(stride=1, attention=Attention(head_size=3, form="windowed", window=(5, 4))),
@@ -373,7 +382,7 @@ STEMS: dict[str, tuple[ConvStem | PatchStem, tuple[int, int], dict[str, tuple[in
     ),
     "an even kernel": (ConvStem(widths=(5, 6), kernel=4), ODD, {}),
     "patches": (PatchStem(patch=4, width=6), EVEN, layer("conv1", 4, 4, 3, 6)),
-    "patches without bias": (PatchStem(patch=2, width=6, bias=False), EVEN, layer("conv1", 2, 2, 3, 6, bias=False)),
+    "patches without bias": (PatchStem(patch=2, width=7, bias=False), EVEN, layer("conv1", 2, 2, 3, 7, bias=False)),
 }
 
 HEADS: dict[str, tuple[Head, dict[str, tuple[int, ...] | None]]] = {
@@ -393,6 +402,15 @@ HEADS: dict[str, tuple[Head, dict[str, tuple[int, ...] | None]]] = {
     ),
     "probabilities": (Head(classes=4, output="probabilities"), {}),
 }
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """On grids this small a second thread of torch only waits, for seconds where the machine is busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def network(run: parts.Run, image: tuple[int, int], stem: ConvStem | PatchStem = STEM, head: Head | None = None) -> Any:
@@ -467,7 +485,7 @@ def test_head(name: str) -> None:
 
 def test_a_network_of_all_blocks_is_their_composition() -> None:
     """Two runs in a stage and three kinds of block, from the image to the logits in one go."""
-    stages = (
+    stages: tuple[tuple[parts.Run, ...], ...] = (
         (mbconvs(depth=1), transformers(depth=2, stride=1)),
         (convnexts(width=24, depth=2, shortcut_pool=Pool(kind="avg")), attending(scale="1")),
     )

@@ -24,7 +24,7 @@ from coatref.tree import flatten
 DATA = importlib.resources.files("coatref") / "data"
 FILES = ("digits.safetensors", "digits_heldout.safetensors")
 SCRIPT = Path(__file__).parent.parent / "examples" / "train_digits.py"
-RIGHT = 0  # of the 355 held-out images; coatref/data/README.md says so too
+RIGHT = 350  # of the 355 held-out images; coatref/data/README.md says so too
 
 needs_script = pytest.mark.skipif(not SCRIPT.is_file(), reason="needs the checkout: examples are not in the sdist")
 
@@ -76,12 +76,12 @@ def test_float32_predicts_what_float64_predicts(library: str, params: Any, logit
         x = torch.from_numpy(x)
     theirs = all_logits(params.to(xp=library), x)
     np.testing.assert_array_equal(np.argmax(theirs, axis=-1), np.argmax(logits, axis=-1))
-    assert np.max(np.abs(theirs - logits)) < 1e-4 * np.max(np.abs(logits))
+    assert np.max(np.abs(theirs - logits)) < 2e-5
 
 
 def test_no_prediction_hangs_on_rounding(logits: Any) -> None:
     first, second = np.sort(logits, axis=-1)[:, :-3:-1].T
-    assert np.min(first - second) > 0.01
+    assert np.min(first - second) > 5e-4  # float32 is within 3e-6 of float64
 
 
 # --- the files ---
@@ -192,7 +192,9 @@ def test_upscale_is_the_transform_of_the_spec(params: coatref.Params, heldout: A
     x = digits.upscale(images)
     assert x.shape == (20, *digits.IMAGE_SIZE, 1) and x.dtype == np.float32
     grey = [np.floor(255 / 16 * image + 0.5).astype(np.uint8) for image in images]
-    np.testing.assert_array_equal(x, coatref.preprocess_images(grey, params.spec.preprocessing, *params.spec.image_size))
+    np.testing.assert_array_equal(
+        x, coatref.preprocess_images(grey, params.spec.preprocessing, *params.spec.image_size)
+    )
     assert np.min(x) == -1.0 and 0.9 < np.max(x) <= 1.0
 
 

@@ -59,7 +59,7 @@ def as_plain(results: Results) -> dict[str, Any]:
         "image_size": list(results.spec.image_size),
         "engine": results.engine.described(),
         "seconds": results.seconds,
-        "images": len(results.labels),
+        "total": len(results.labels),
         "right": results.right,
         "labels": results.labels.tolist(),
         "predictions": results.predictions.tolist(),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib
 import re
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -87,7 +87,7 @@ class Engine:
 
 def version_of(library: Library) -> str:
     """The installed version of an array library."""
-    return str(getattr(importlib.import_module(library.name.partition(".")[0]), "__version__", "(version unknown)"))
+    return str(getattr(sys.modules.get(library.name.partition(".")[0]), "__version__", "(version unknown)"))
 
 
 def make_engine(backend: str, dtype: str, device: str | None, definition: bool) -> Engine:

@@ -110,11 +110,11 @@ def convert(
     kind = wanted if on_numpy and wanted is not None else np.result_type(*(array.dtype for array in arrays.values()))
     with np.errstate(over="ignore"):  # looked for below
         own = {name: np.array(array, dtype=kind, order="C") for name, array in arrays.items()}  # copies
-    for array in own.values():
-        array.flags.writeable = False
-    params = from_flat(spec, own)
-    if not on_numpy:
-        params = params.to(xp=xp, dtype=wanted if wanted is not None else np.dtype(kind).name, device=device)
+        for array in own.values():
+            array.flags.writeable = False
+        params = from_flat(spec, own)
+        if not on_numpy:
+            params = params.to(xp=xp, dtype=wanted if wanted is not None else np.dtype(kind).name, device=device)
     if not allow_non_finite and wanted is not None:
         refuse_overflow(params)
     return params

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -46,12 +47,23 @@ def save(params: Params, path: str | os.PathLike[str]) -> None:
     metadata = {VERSION_KEY: VERSION, SPEC_KEY: params.spec.to_json()}
     temporary = target.with_name(f".coatref-{secrets.token_hex(8)}")
     try:
+        mode = created(temporary)
         save_file(arrays, temporary, metadata=metadata)
+        os.chmod(temporary, mode)  # some versions of safetensors make a private file
         os.replace(temporary, target)
     except SafetensorError as error:
         raise OSError(f"{target} cannot be written: {error}") from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def created(path: Path) -> int:
+    """Make an empty new file, and give the permissions that new files get here."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        return stat.S_IMODE(os.fstat(handle).st_mode)
+    finally:
+        os.close(handle)
 
 
 def spec_of(metadata: dict[str, str], path: str) -> Spec | None:
