@@ -1,4 +1,4 @@
-"""Trains the checkpoint that ships with coatref: `python examples/train_digits.py`, some six minutes on one core.
+"""Trains the checkpoint that ships with coatref: `python examples/train_digits.py`, some four minutes on one free core.
 
 The network is the definition itself, `coatref.forward`, under torch's autograd: the parameter tree holds torch tensors
 that require gradients. The definition knows BatchNorm as at inference; training puts another function in its place

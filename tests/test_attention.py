@@ -108,6 +108,8 @@ def test_defaults_are_the_form_of_the_paper_without_a_scale() -> None:
     q, k, v = rng.normal(size=(3, 2, 3, 5, 4))
     bias = rng.normal(size=(3, 5, 5))
     assert_close(attention.relative_attention(q, k, v, bias), second.relative_attention(q, k, v, bias))
+    found = attention.relative_attention(q, k, v, bias, scale=0.3)  # and a scale does not reach the bias
+    assert_close(found, second.relative_attention(q, k, v, bias, scale=0.3))
 
 
 @pytest.mark.parametrize("add", ["pre_softmax", "post_softmax"])

@@ -14,11 +14,32 @@ import coatref
 
 PYPROJECT = Path(__file__).parent.parent / "pyproject.toml"
 
-NAMES = """
-CoatrefError DtypeError FileFormatError InputError LibraryError MissingDependencyError Params Preprocessing ShapeError
-SizeError Spec SpecError UnknownSpecError WeightsError convert forward init load preprocess preprocess_images save spec
-specs trace
-""".split()
+NAMES = [
+    "CoatrefError",
+    "DtypeError",
+    "FileFormatError",
+    "InputError",
+    "LibraryError",
+    "MissingDependencyError",
+    "Params",
+    "Preprocessing",
+    "ShapeError",
+    "SizeError",
+    "Spec",
+    "SpecError",
+    "UnknownSpecError",
+    "WeightsError",
+    "convert",
+    "forward",
+    "init",
+    "load",
+    "preprocess",
+    "preprocess_images",
+    "save",
+    "spec",
+    "specs",
+    "trace",
+]
 
 
 def test_public_names_are_these() -> None:

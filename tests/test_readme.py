@@ -27,6 +27,6 @@ def test_the_oracle_example_prints_a_rounding_error(monkeypatch: pytest.MonkeyPa
     assert offline != example
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        exec(compile(offline, "README.md", "exec"), {})
+        exec(compile(offline, "README.md", "exec"), {})  # noqa: S102 - the code is our own README's
     assert os.listdir(tmp_path) == ["photo.jpg"]
     assert 0 < float(printed.getvalue()) < 1e-11
