@@ -839,8 +839,14 @@ def test_no_tensors_at_all() -> None:
         refused(partial(coatref.convert, {}, spec), WeightsError, ValueError, "missing", "s0.conv1.w")
 
 
+class Shaped:
+    """What has a shape and is no array."""
+
+    shape = (3,)
+
+
 @pytest.mark.parametrize(
-    "value", [[1.0, 2.0, 3.0], None, 1.0, "weights", torch.float32, torch.nn.Linear(3, 3), torch.Size([3])]
+    "value", [[1.0, 2.0, 3.0], None, 1.0, "weights", torch.float32, torch.nn.Linear(3, 3), torch.Size([3]), Shaped()]
 )
 @pytest.mark.parametrize("tensors", [own, timm])
 def test_values_that_are_no_arrays(tensors: Callable[[], dict[str, Any]], value: Any) -> None:

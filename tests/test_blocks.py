@@ -140,6 +140,25 @@ MBCONVS = {
             **layer("0.shortcut", 6, 10, bias=False),
         },
     ),
+    "a bias of the expansion": Case(
+        mbconvs(expand_bias=True, shrink_bias=False),
+        shapes={
+            **layer("0.expand", 6, 40),
+            **layer("0.depthwise", 3, 3, 40, bias=False),
+            **layer("0.shrink", 40, 10, bias=False),
+            **layer("0.shortcut", 6, 10),
+            **layer("0.se.reduce", 40, 2),
+        },
+    ),
+    "a bias of the depthwise convolution": Case(
+        mbconvs(depthwise_bias=True, projection_bias=False),
+        shapes={
+            **layer("0.expand", 6, 40, bias=False),
+            **layer("0.depthwise", 3, 3, 40),
+            **layer("0.shrink", 40, 10),
+            **layer("0.shortcut", 6, 10, bias=False),
+        },
+    ),
     "symmetric padding": Case(mbconvs(stride_at="depthwise", padding="symmetric")),
     "kernel 5, same": Case(mbconvs(stride_at="depthwise", kernel=5), shapes=layer("0.depthwise", 5, 5, 40, bias=False)),
     "kernel 5, symmetric": Case(mbconvs(stride_at="depthwise", kernel=5, padding="symmetric")),
@@ -353,6 +372,11 @@ CONVNEXTS = {
     ),
     "projection always": Case(convnexts(width=6, projection="always"), image=EVEN, shapes=layer("0.shortcut", 6, 6)),
     "no projection": Case(convnexts(width=6), image=EVEN, shapes={"0.shortcut.w": None}),
+    "no bias of the projection": Case(
+        convnexts(projection_bias=False, kernel=5),
+        image=EVEN,
+        shapes=layer("0.depthwise", 5, 5, 12) | layer("0.ffn.shrink", 48, 12) | layer("0.shortcut", 6, 12, bias=False),
+    ),
     "no stride, three blocks": Case(convnexts(stride=1, depth=3), shapes=layer("0.shortcut", 6, 12)),
     "stride in another pool": Case(convnexts(stride_at="pool", main_pool=AVG3, shortcut_pool=Pool())),
 }
@@ -539,19 +563,36 @@ def unseen(hint: Any, values: set[Any]) -> set[Any]:
     return wanted - values
 
 
+def cases_records() -> list[Any]:
+    """Every record of every case."""
+    ends = [stem for stem, *_ in STEMS.values()] + [head for head, _ in HEADS.values()]
+    return [record for top in [*(case.run for case in CASES.values()), *ends] for record in records(top)]
+
+
+CLASSES = [each for each in vars(parts).values() if isinstance(each, type) and each.__module__ == parts.__name__]
+HINTS = {(cls.__name__, name): hint for cls in CLASSES for name, hint in typing.get_type_hints(cls).items()}
+
+
 def test_the_cases_use_every_choice_of_every_field() -> None:
     used: dict[tuple[str, str], set[Any]] = defaultdict(set)
-    ends = [stem for stem, *_ in STEMS.values()] + [head for head, _ in HEADS.values()]
-    for record in (record for top in [*(case.run for case in CASES.values()), *ends] for record in records(top)):
+    for record in cases_records():
         for field in dataclasses.fields(record):
             value = getattr(record, field.name)
             used[type(record).__name__, field.name] |= set(value) if isinstance(value, tuple) else {value}
-    classes = [each for each in vars(parts).values() if isinstance(each, type) and each.__module__ == parts.__name__]
-    hints = {(cls.__name__, name): hint for cls in classes for name, hint in typing.get_type_hints(cls).items()}
-    assert len(classes) >= 14 and hints.keys() >= NOT_HERE
-    missing = {field: unseen(hint, used[field]) for field, hint in hints.items() if field not in NOT_HERE}
+    assert len(CLASSES) >= 14 and HINTS.keys() >= NOT_HERE
+    missing = {field: unseen(hint, used[field]) for field, hint in HINTS.items() if field not in NOT_HERE}
     assert {field: values for field, values in missing.items() if values} == {}
-    activations = set().union(
-        *(used[field] for field, hint in hints.items() if parts.Activation in (hint, *typing.get_args(hint)))
-    )
+    activations = {
+        value
+        for field, hint in HINTS.items()
+        if parts.Activation in (hint, *typing.get_args(hint))
+        for value in used[field]
+    }
     assert activations >= set(typing.get_args(parts.Activation))
+
+
+def test_no_two_fields_of_one_type_always_agree_so_that_none_can_stand_in_for_another() -> None:
+    for (cls, one), (other_cls, other) in itertools.combinations(HINTS, 2):
+        if cls == other_cls and HINTS[cls, one] == HINTS[cls, other]:
+            same_class = [record for record in cases_records() if type(record).__name__ == cls]
+            assert any(getattr(record, one) != getattr(record, other) for record in same_class), (cls, one, other)

@@ -33,7 +33,7 @@ from hypothesis import strategies as st
 import coatref
 from coatref.errors import CoatrefError, FileFormatError, InputError, SpecError, WeightsError
 from coatref.params import tensor_tree
-from coatref.specification import Attention, ConvNeXt, ConvStem, MBConv, Spec, Transformer
+from coatref.specification import Attention, ConvNeXt, ConvStem, MBConv, Norm, Spec, Transformer
 from coatref.specification.fields import LARGEST_JSON, LONGEST_TUPLE
 from coatref.specification.parts import LayerScale
 from coatref.tree import flatten
@@ -215,11 +215,20 @@ def test_names_of_every_script_survive_a_file(path: Path) -> None:
 
 def test_the_largest_spec_that_there_can_be_comes_back() -> None:
     """Else `save` would write files that `load` refuses."""
-    run = Transformer(depth=1, width=1, stride=1, attention=Attention(head_size=1))
-    stages = ((MBConv(depth=1, width=1),), *((run,) for _ in range(LONGEST_TUPLE - 1)))
+    norm, scale = Norm(kind="layer", epsilon=1.2345678901234567e-05), LayerScale(initial=1.2345678901234567e-05)
+    run = Transformer(
+        depth=1,
+        width=10**6,
+        stride=1,
+        attention=Attention(head_size=10**6),
+        attention_norm=norm,
+        ffn_norm=norm,
+        layer_scale=scale,
+    )
+    stages = ((MBConv(depth=1, width=10**6),), *((run,) for _ in range(LONGEST_TUPLE - 1)))
     spec = MICRO.replace(stages=stages)
     text = spec.to_json()
-    assert len(text) < LARGEST_JSON
+    assert 10**6 < len(text) < LARGEST_JSON
     assert Spec.from_json(text) == spec
     names = sum(len(name) + 110 for name, _ in flatten(tensor_tree(spec)))
     assert len(json.dumps(text)) + names < LARGEST_HEADER
@@ -801,7 +810,7 @@ SPECS_IN_FILES: dict[str, str] = {
     "braces": '{"name":' * 10**5,
     "brackets in a field": GOOD.replace('"channels": 3', f'"channels": {"[" * 10**5}{"]" * 10**5}'),
     "a million characters": " " * 10**6 + "x",
-    "four million characters": "x" * (4 * 10**6),
+    "four million spaces": GOOD + " " * (4 * 10**6),
     "a long name": GOOD.replace('"coatnet_0"', '"' + "n" * 10**6 + '"'),
     "half a surrogate pair": GOOD.replace('"coatnet_0"', '"\\ud800"'),
     "a long kind": GOOD.replace('"mbconv"', '"' + "n" * 10**6 + '"', 1),

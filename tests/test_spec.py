@@ -31,6 +31,7 @@ from coatref.specification import (
 )
 from coatref.specification.fields import hints
 from coatref.specification.grids import grids, output_length, padding_amounts
+from coatref.specification.paper import with_mbconvs
 from coatref.specification.parts import rounded
 from coatref.tree import flatten
 
@@ -101,7 +102,8 @@ def test_an_ablation_changes_what_it_says_and_nothing_else(name: str, difference
 
 def differences(one: Any, other: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
     """Dotted path and both values wherever two records differ."""
-    for name in hints(type(one)):
+    kind: Any = type(one)
+    for name in hints(kind):
         a, b = getattr(one, name), getattr(other, name)
         here = f"{path}.{name}" if path else name
         if dataclasses.is_dataclass(a) and type(a) is type(b):
@@ -290,7 +292,7 @@ def test_running_statistics_are_not_counted() -> None:
 
 def test_squeeze_excite_runs_once_for_an_image() -> None:
     spec = coatref.spec("c-c-c-c", depths=(2, 1, 1, 1, 1), widths=(8, 8, 16, 32, 64), image_size=(64, 64))
-    without = spec.replace(stages=tuple((replace(run, squeeze_excite=None),) for (run,) in spec.stages))
+    without = with_mbconvs(spec, lambda run: replace(run, squeeze_excite=None))
     expanded = [4 * run.width for (run,) in spec.stages]
     hidden = [run.width // 4 for (run,) in spec.stages]
     difference = sum(2 * e * h for e, h in zip(expanded, hidden, strict=True))

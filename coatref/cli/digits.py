@@ -15,7 +15,7 @@ from coatref.cli.engine import Engine, classify, seconds_text
 from coatref.cli.output import console, print_json, size_text
 from coatref.specification.spec import Spec
 
-CHUNK = 60  # digits at a time
+CHUNK = 30  # digits at a time; within a quarter of the fastest from 15 to 60
 PICTURES = 4  # digits drawn, side by side in 80 columns
 SHADES, ASCII_SHADES = " ░▒▓█", " .:*#"
 

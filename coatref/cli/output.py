@@ -13,16 +13,9 @@ from rich.table import Table
 from coatref.specification.grids import Grid
 
 
-class _PipeConsole(Console):
-    """A console that passes a closed pipe on to `main`."""
-
-    def on_broken_pipe(self) -> None:
-        raise BrokenPipeError
-
-
 def console(*, stderr: bool = False) -> Console:
     """Where text goes; colour and width follow the terminal, and no text is taken for markup."""
-    return _PipeConsole(stderr=stderr, markup=False, highlight=False, emoji=False)
+    return Console(stderr=stderr, markup=False, highlight=False, emoji=False)
 
 
 def table(title: str | None = None, gap: int = 1) -> Table:

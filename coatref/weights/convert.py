@@ -41,9 +41,10 @@ def load(
         dialect, xp, dtype, device, allow_non_finite: as in `convert`.
 
     Raises:
-        InputError: the ending is not known, or no spec is given for a file that carries none.
+        InputError: the ending is not known, or no spec is given for a file that carries none; and as in `convert`.
         FileNotFoundError, FileFormatError: there is no such file, or it is truncated or corrupt.
-        WeightsError: the tensors do not fit the spec.
+        SpecError: the file carries another spec than the one given.
+        WeightsError: the tensors do not fit the spec, or are not finite.
         MissingDependencyError: reading it needs torch, which is not installed.
     """
     path, given = path_of(path), None if spec is None else resolve(spec)

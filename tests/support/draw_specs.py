@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
 from hypothesis import strategies as st
 
-from coatref.images import Preprocessing
+from coatref import Preprocessing
 from coatref.specification import parts
 from coatref.specification.fields import hints
 from coatref.specification.grids import Grid, output_length, stem_grid
@@ -198,7 +198,9 @@ class Painter:
             place["width"] = self.width if keeps or self.width > 9 else self.width * self.one((2, 3))
         else:
             place["width"] = self.width if keeps else self.new_width()
-        run = {"mbconv": self.mbconv, "transformer": self.transformer, "convnext": self.convnext}[kind](place)
+        paint: dict[str, Callable[[dict[str, Any]], parts.Run]]
+        paint = {"mbconv": self.mbconv, "transformer": self.transformer, "convnext": self.convnext}
+        run = paint[kind](place)
         self.width = run.width
         return run
 
@@ -278,16 +280,19 @@ class Painter:
         """Attention on the grid reached, for a run of that output width."""
         closed, hidden = self.closed(parts.Attention), self.one((5, 4))
         fixed, linear = closed["heads_from"] == "fixed", closed["form"] == "linear"
-        divided = {self.width, width} if depth > 1 else {self.width}  # by the head size; later blocks start from `width`
-        whole = {width} if closed["heads_from"] == "output" else divided
+        divided = {width}  # by the head size
+        if closed["heads_from"] == "input":
+            divided = {self.width, width} if depth > 1 else {self.width}  # later blocks start from `width`
+        sizes = [size for size in (4, 3, 2, 5, 7, 1) if fixed or not any(width % size for width in divided)]
+        window = self.one(divisors(self.grid[0])), self.one(divisors(self.grid[1]))
         bias = parts.RelativeBias(**self.closed(parts.RelativeBias))
         if self.one(closed_kinds(parts.RelativeBias)) == "log_mlp":
             orientation = "query_minus_key" if bias.orientation == "transposed" else bias.orientation
             bias = replace(bias, kind="log_mlp", hidden=hidden, orientation=orientation)
         return parts.Attention(
             **(closed | ({"scale": "1"} if linear else {})),
-            window=tuple(self.one(divisors(side)) for side in self.grid) if closed["form"] == "windowed" else None,
-            head_size=self.one((4, 3, 1) if fixed else [size for size in (4, 3, 2, 5, 7, 1) if not any(w % size for w in whole)]),
+            window=window if closed["form"] == "windowed" else None,
+            head_size=self.one(sizes),
             heads=self.one((2, 1, 3)) if fixed else None,
             relative_bias=None if linear else self.one((bias, bias, None)),
         )
@@ -299,5 +304,5 @@ def closed_kinds(cls: type) -> list[Any]:
 
 
 def divisors(length: int) -> list[int]:
-    """Every divisor, from 2 on where there are any."""
+    """Every divisor, the largest first."""
     return [each for each in range(length, 0, -1) if length % each == 0]
