@@ -31,10 +31,11 @@ def matmul(a: Any, b: Any) -> Any:
 
 
 def to_numpy(x: Any) -> Any:
-    """A copy on the host."""
+    """A copy on the host; bfloat16, which NumPy lacks, becomes float32 (exactly)."""
     import numpy
 
-    return numpy.asarray(x)
+    host = numpy.asarray(x)
+    return host.astype(numpy.float32) if host.dtype.name == "bfloat16" else host
 
 
 def device(x: Any) -> Any:

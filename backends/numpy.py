@@ -36,4 +36,5 @@ LIBRARY = Library(
     dtypes=("float16", "float32", "float64"),
     erf=erf,
     device=lambda x: "cpu",
+    refused=("MaskedArray", "matrix"),
 )

@@ -9,13 +9,15 @@ from typing import Any, Literal
 
 import numpy
 
+from coatref.errors import InputError
 from coatref.params import Params, tensor_tree
-from coatref.registry import resolve_dtype, resolve_library
+from coatref.registry import dtype_name, place, resolve_dtype, resolve_library, sealed
 from coatref.specification.catalogue import resolve
 from coatref.specification.spec import Spec
 from coatref.tensors import Tensor
 from coatref.tree import map_named
 
+NUMPY_TYPES = ("float16", "float32", "float64")
 STANDARD_DEVIATION = 0.02  # google-research/maxvit, for every kernel and table; the paper states no initialisation
 
 
@@ -43,20 +45,24 @@ def init(
             (biases, statistics and layer scales included), and activations keep a size of about one through the network.
 
     Raises:
-        UnknownSpecError, InputError, MissingDependencyError: the spec, library or data type is not to be had.
+        UnknownSpecError, InputError, MissingDependencyError: the spec, library, data type or device is not to be had, the
+            seed is no whole number from 0, or the scheme is not known.
     """
     spec = resolve(spec)
     library = resolve_library(xp)
-    kind, space = resolve_dtype(library, dtype), library.namespace()
-    draw = draw_for_training if scheme == "training" else draw_distinct
+    kind = resolve_dtype(library, dtype)
+    if type(seed) is not int or seed < 0:
+        raise InputError(f"init takes a whole number from 0 as its seed, got {seed!r:.80}.")
+    schemes = {"training": draw_for_training, "distinct": draw_distinct}
+    if scheme not in schemes:
+        raise InputError(f"init has no scheme {scheme!r:.80}; it has {' and '.join(schemes)}.")
 
     def make(name: str, tensor: Tensor) -> Any:
         random = numpy.random.default_rng([seed, zlib.crc32(name.encode())])
-        values = draw(tensor, random)
-        array = space.asarray(values, dtype=kind, device=device)
-        if library.name == "numpy":
-            array.flags.writeable = False
-        return array
+        values = schemes[scheme](tensor, random)
+        if (host := dtype_name(library, kind)) in NUMPY_TYPES:
+            values = values.astype(host)  # rounded once, here, for every library alike
+        return sealed(place(library, values, kind, device))
 
     return Params(map_named(make, tensor_tree(spec)), spec)
 

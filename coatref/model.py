@@ -82,6 +82,12 @@ def check_input(params: Params, x: Array) -> None:
             f"forward takes coatref Params first, got {type(params).__name__}; make them with coatref.init, load or convert."
         )
     spec, library = params.spec, library_of(x)
+    parts = ["s0", *(f"s{number}" for number in range(1, len(spec.stages) + 1)), "head"]
+    if list(params) != parts:
+        raise InputError(
+            f"The parameters of spec {spec.name!r} must have the parts {', '.join(parts)}, found {', '.join(params)}; "
+            "make them with coatref.init, load or convert."
+        )
     if x.ndim != 4 or x.shape[3] != spec.channels:
         raise ShapeError(
             f"forward takes images of shape (N, H, W, {spec.channels}), channels last, got {tuple(x.shape)}; "

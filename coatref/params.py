@@ -7,8 +7,8 @@ from typing import Any
 
 from coatref.attention import resize_table
 from coatref.blocks import convnext_tensors, head_tensors, mbconv_tensors, stem_tensors, transformer_tensors
-from coatref.errors import InputError, WeightsError
-from coatref.registry import Array, library_of, resolve_dtype, resolve_library
+from coatref.errors import InputError, LibraryError, WeightsError
+from coatref.registry import Array, Library, library_of, place, resolve_dtype, resolve_library, sealed
 from coatref.specification.grids import grids
 from coatref.specification.parts import ConvNeXt, MBConv
 from coatref.specification.spec import Spec
@@ -49,8 +49,16 @@ class Params(Branch):
         """These parameters with other arrays under some dotted names.
 
         Raises:
-            WeightsError: a name is not in the tree, or an array has another shape than the one it replaces.
+            WeightsError: a name is not in the tree, or what should replace an array is none or has another shape.
+            InputError: `changes` is no mapping.
         """
+        if not isinstance(changes, Mapping):
+            raise InputError(f"replace takes a mapping of dotted names to arrays, got {type(changes).__name__}.")
+        for name, value in changes.items():
+            try:
+                library_of(value)
+            except LibraryError as error:
+                raise WeightsError(f"Parameter {name} cannot be replaced: {error}") from None
         return from_flat(self.spec, self.flatten() | dict(changes))
 
     def to(self, *, xp: Any = None, dtype: Any = None, device: Any = None) -> Params:
@@ -62,7 +70,8 @@ class Params(Branch):
             device: as the library takes it; None keeps it, or takes the default device of another library.
 
         Raises:
-            InputError: the library or data type is not known, or cannot be had just now.
+            InputError: the library, data type or device is not known or cannot be had just now, or an array has no
+                values (a "meta" tensor).
             MissingDependencyError: the library is not installed.
         """
         first = next(iter(self.flatten().values()))
@@ -71,14 +80,14 @@ class Params(Branch):
         wanted = None if dtype is None else resolve_dtype(target, dtype)
 
         def move(name: str, array: Array) -> Array:
-            space = target.namespace()
             if target is source:
                 if device is not None:
-                    array = move_to_device(space, array, device)
-                return space.astype(array, wanted if wanted is not None else array.dtype, copy=True)
-            host = source.to_numpy(array)
+                    array = move_to_device(target, array, device)
+                kind = wanted if wanted is not None else array.dtype
+                return sealed(target.namespace().astype(array, kind, copy=True))
+            host = to_host(name, array)
             kind = wanted if wanted is not None else resolve_dtype(target, str(host.dtype))
-            return space.asarray(host.copy(), dtype=kind, device=device)
+            return sealed(place(target, host.copy(), kind, device))
 
         return Params(map_named(move, self), self.spec)
 
@@ -103,16 +112,42 @@ class Params(Branch):
             if tuple(array.shape) == shapes[name]:
                 return array
             rows, columns = shapes[name][1:]
-            return resize_table(array, rows, columns, sampling[name])
+            return sealed(resize_table(array, rows, columns, sampling[name]))
 
         return Params(map_named(fit, self), spec)
 
 
-def move_to_device(xp: Any, array: Array, device: Any) -> Array:
-    """The array on another device of its library."""
+def move_to_device(library: Library, array: Array, device: Any) -> Array:
+    """The array on another device of its library.
+
+    Raises:
+        InputError: there is no such device.
+    """
     from array_api_compat import to_device
 
-    return to_device(array, device)
+    try:
+        return to_device(array, device)
+    except Exception as error:  # each library has its own
+        raise InputError(
+            f"Device {device!r:.80} was asked of {library.name}, which cannot move an array there "
+            f"({type(error).__name__}: {str(error)[:200]}); `coatref info` lists its devices."
+        ) from error
+
+
+def to_host(name: str, array: Array) -> Any:
+    """The array as a NumPy array.
+
+    Raises:
+        InputError: it has no values that could be read.
+    """
+    library = library_of(array)
+    try:
+        return library.to_numpy(array)
+    except Exception as error:  # each library has its own
+        raise InputError(
+            f"Parameter {name}, a {library.name} array on {library.device(array)}, cannot be read "
+            f"({type(error).__name__}: {str(error)[:200]}); only arrays with values can go to another library."
+        ) from error
 
 
 def tensor_tree(spec: Spec) -> dict[str, Any]:

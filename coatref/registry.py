@@ -61,6 +61,7 @@ class Library:
         devices: names of the devices present.
         refuse_dtype: why a dtype (by name) cannot be had just now, or None.
         primitives: name in `coatref.primitives.Primitives` -> the library's own form of it.
+        refused: names of its array classes that compute otherwise than its arrays.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Library:
     devices: Callable[[], tuple[str, ...]] = _one_device
     refuse_dtype: Callable[[str], str | None] = _any_dtype
     primitives: Mapping[str, Callable[..., Array]] = field(default_factory=dict)
+    refused: tuple[str, ...] = ()
 
 
 @functools.cache
@@ -115,7 +117,10 @@ def library_of(array: Array) -> Library:
         LibraryError: it is no array, or of a library without an array-API namespace.
     """
     cls: Any = type(array)
-    return _library_of_type(cls) or _unregistered(array)
+    found = _library_of_type(cls) if hasattr(array, "shape") and hasattr(array, "dtype") else None
+    if found is not None and {base.__name__ for base in cls.__mro__} & set(found.refused):
+        raise LibraryError(f"A plain array was expected, got {cls.__name__}, which computes otherwise; use its data.")
+    return found or _unregistered(array)
 
 
 @functools.cache
@@ -175,6 +180,39 @@ def resolve_library(xp: str | ModuleType | Any) -> Library:
     return library(parts[0])
 
 
+def dtype_name(lib: Library, dtype: str | Any) -> str:
+    """The name of a data type, given as a name or as the library's own type."""
+    if isinstance(dtype, str):
+        return dtype
+    xp = lib.namespace()
+    names = [name for name in lib.dtypes if getattr(xp, name, None) == dtype]
+    return names[0] if names else str(getattr(dtype, "__name__", dtype))
+
+
+def place(lib: Library, values: Any, dtype: Any, device: Any) -> Array:
+    """A NumPy array as a new array of the library, on a device of it (None: the default one).
+
+    Raises:
+        InputError: the library has no such device.
+    """
+    try:
+        return lib.namespace().asarray(values, dtype=dtype, device=device)
+    except Exception as error:
+        if device is None:
+            raise
+        raise InputError(
+            f"Device {device!r:.80} was asked of {lib.name}, which cannot put an array there "
+            f"({type(error).__name__}: {str(error)[:200]}); `coatref info` lists its devices."
+        ) from error
+
+
+def sealed(array: Array) -> Array:
+    """The array, read-only where its library knows that (NumPy); for arrays that coatref itself has made."""
+    if library_of(array).name == "numpy":
+        array.flags.writeable = False
+    return array
+
+
 def resolve_dtype(lib: Library, dtype: str | Any) -> Any:
     """The library's data type meant by a name such as "float64", or by the type itself.
 
@@ -182,9 +220,7 @@ def resolve_dtype(lib: Library, dtype: str | Any) -> Any:
         InputError: the library has no floating type of that name, or cannot give it just now.
     """
     xp = lib.namespace()
-    if not isinstance(dtype, str):
-        names = [name for name in lib.dtypes if getattr(xp, name, None) == dtype]
-        dtype = names[0] if names else str(getattr(dtype, "__name__", dtype))
+    dtype = dtype_name(lib, dtype)
     reason = f"it computes in {', '.join(lib.dtypes)}" if dtype not in lib.dtypes else lib.refuse_dtype(dtype)
     if reason:
         raise InputError(f"The data type {dtype!r} was asked of {lib.name}, which cannot give it: {reason}.")

@@ -68,11 +68,6 @@ def wrong(value: Any) -> Any:
     return value
 
 
-def open_fault(reason: str) -> pytest.MarkDecorator:
-    """Marks what is known to be wrong outside these tests; fails as soon as it is right, and then the mark goes."""
-    return pytest.mark.xfail(strict=True, reason=reason)
-
-
 RUNNERS = [coatref.forward, coatref.trace]
 
 
@@ -213,9 +208,7 @@ def test_images_that_are_no_arrays(run: Callable[..., Any], kind: str) -> None:
 @pytest.mark.parametrize(
     "x",
     [
-        pytest.param(
-            each, id=type(each).__name__, marks=open_fault("registry.library_of goes by the module of the type")
-        )
+        pytest.param(each, id=type(each).__name__)
         for each in (torch.nn.Linear(3, 3), torch.float32, torch.Size([1, 2]), np.random.default_rng(0))
     ],
 )
@@ -223,7 +216,6 @@ def test_images_that_are_other_things_of_an_array_library(x: Any) -> None:
     refused(lambda: coatref.forward(PARAMS, x), LibraryError, TypeError, type(x).__name__)
 
 
-@open_fault("registry.library_of takes a masked array, which computes otherwise than an array does")
 def test_masked_images() -> None:
     refused(lambda: coatref.forward(PARAMS, np.ma.masked_array(X)), LibraryError, TypeError, "MaskedArray")
 
@@ -391,7 +383,6 @@ def test_a_spec_of_a_wrong_type(name: Any) -> None:
         refused(call, UnknownSpecError, KeyError, repr(name))
 
 
-@open_fault("catalogue._build is cached, and so takes no unhashable name")
 @pytest.mark.parametrize("name", [["coatnet_0"], {"name": "coatnet_0"}, {1}])
 def test_a_spec_that_is_a_list(name: Any) -> None:
     refused(lambda: coatref.init(name), UnknownSpecError, KeyError)
@@ -414,7 +405,6 @@ def test_a_wrong_number_of_depths_or_widths(name: str) -> None:
         )
 
 
-@open_fault("catalogue.spec takes an empty sequence for None")
 @pytest.mark.parametrize("name", ["coatnet_0", "coatnet_6", "vit-rel", "c-t-t-t", "timm/coatnet_0_rw_224"])
 def test_no_depths_or_widths_at_all(name: str) -> None:
     refused(lambda: coatref.spec(name, depths=()), InputError, ValueError, repr(name))
@@ -448,7 +438,6 @@ def test_stems_without_meaning(name: str) -> None:
     refused(lambda: coatref.spec(name, depths=(1001, *rest)), SpecError, ValueError, "1000", "1001")
 
 
-@open_fault("paper.stem repeats a tuple so many times, whatever it is: 10**9 takes 16 GB")
 @pytest.mark.parametrize("depth", [2.0, None, "2", 10**12])
 def test_a_stem_depth_that_is_no_small_whole_number(depth: Any) -> None:
     refused(lambda: coatref.spec("coatnet_0", depths=(depth, 2, 2, 2, 2)), SpecError, ValueError, repr(depth))
@@ -488,19 +477,16 @@ def test_image_sizes_without_meaning(name: str, size: Any) -> None:
     ],
     ids=str,
 )
-@open_fault("catalogue.spec makes tuples of anything and a cache key of them before it looks at them")
 def test_sizes_of_a_wrong_type(arguments: dict[str, Any]) -> None:
     with pytest.raises(CoatrefError):
         coatref.spec("coatnet_0", **arguments)
 
 
-@open_fault("the cache of catalogue._build takes True for 1, and 224.0 for 224")
 def test_a_value_is_refused_also_where_an_equal_one_was_taken_before() -> None:
     coatref.spec("coatnet_0", classes=1)
     refused(lambda: coatref.spec("coatnet_0", classes=True), SpecError, ValueError, "Head.classes")
 
 
-@open_fault("paper.VARIANTS v1, v2 and s4-3072 set what the caller has set")
 @pytest.mark.parametrize(
     ("name", "sizes"),
     [("coatnet_2/v1", {"depths": (2, 1, 1, 1, 1)}), ("coatnet_6/s4-3072", {"widths": (8, 8, 8, 128, 128, 128)})],
@@ -612,19 +598,16 @@ def test_jax_without_64_bit_types_refuses_float64() -> None:
         assert coatref.init(TINY, xp="jax", dtype="float64").flatten()["s0.conv1.w"].dtype == jnp.float64
 
 
-@open_fault("initialise.init hands the seed to NumPy without a look")
 @pytest.mark.parametrize("seed", [-1, 1.5, None, "a", [1], np.array([1, 2])], ids=str)
 def test_a_seed_that_is_no_whole_number(seed: Any) -> None:
     refused(lambda: coatref.init(TINY, seed), InputError, ValueError, "seed", "from 0")
 
 
-@open_fault("initialise.init takes every scheme but 'training' for 'distinct'")
 @pytest.mark.parametrize("scheme", ["traning", "", None, 1])
 def test_an_unknown_scheme(scheme: Any) -> None:
     refused(lambda: coatref.init(TINY, scheme=scheme), InputError, ValueError, repr(scheme), "training", "distinct")
 
 
-@open_fault("initialise.init and Params.to hand the device to the library without a look")
 @pytest.mark.parametrize(
     "how", [{"device": "cuda:99"}, {"xp": "torch", "device": "nonsense"}, {"xp": "jax", "device": "x"}], ids=str
 )
@@ -635,7 +618,6 @@ def test_an_unknown_device(how: dict[str, Any]) -> None:
             call(**how)
 
 
-@open_fault("Params.to meets torch's own error")
 def test_parameters_without_values_cannot_be_moved_to_another_library() -> None:
     params = coatref.init(TINY, xp="torch", device="meta")
     with pytest.raises(CoatrefError, match="meta"):
@@ -701,7 +683,6 @@ def test_arrays_of_init_load_and_convert_are_read_only(tmp_path: Any) -> None:
             assert not np.shares_memory(array, source[name])
 
 
-@open_fault("Params.to and resize make new NumPy arrays and leave them open to writing")
 def test_arrays_of_to_and_resize_are_read_only() -> None:
     for params in (PARAMS.to(dtype="float64"), PARAMS.resize(64, 64)):
         assert not any(array.flags.writeable for array in params.flatten().values())
@@ -752,7 +733,6 @@ def test_replace_of_unknown_names_and_wrong_shapes() -> None:
     assert again["head"]["classifier"]["b"] is bias and PARAMS["head"]["classifier"]["b"] is not bias
 
 
-@open_fault("params.refuse_misfits asks anything for its shape")
 @pytest.mark.parametrize("value", [[1.0, 2.0, 3.0], None, 1.0])
 def test_replace_by_what_is_no_array(value: Any) -> None:
     with pytest.raises(CoatrefError, match="head.classifier.b"):

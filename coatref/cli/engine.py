@@ -7,7 +7,7 @@ import functools
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -173,11 +173,8 @@ def classify(
     Raises:
         InputError: the output has values that are not finite.
     """
-    outputs, seconds, err = [], 0.0, console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    hidden = quiet or not err.is_terminal
-    with Progress(*columns, console=err, transient=True, disable=hidden) as progress:
-        task = progress.add_task("classifying", total=len(items))
+    outputs, seconds = [], 0.0
+    with progress_bar(len(items), quiet) as advance:
         for start in range(0, len(items), chunk):
             some = items[start : start + chunk]
             batch = prepare(some)
@@ -186,13 +183,26 @@ def classify(
             output, took = engine.timed_forward(params, engine.array(batch))
             outputs.append(output[: len(some)])
             seconds += took
-            progress.advance(task, len(some))
+            advance(len(some))
     whole = np.concatenate(outputs)
     if not np.isfinite(whole).all():
         raise InputError(
             f"The network's output is not finite in {engine.dtype}: the weights are too large for it, or no trained ones."
         )
     return whole, seconds
+
+
+@contextlib.contextmanager
+def progress_bar(total: int, quiet: bool) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr while the block runs, if that is a terminal and `quiet` is not set; gives what advances it."""
+    err = console(stderr=True)
+    if quiet or not err.is_terminal:
+        yield lambda count: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=err, transient=True) as progress:
+        task = progress.add_task("classifying", total=total)
+        yield lambda count: progress.advance(task, count)
 
 
 def seconds_text(seconds: float, engine: Engine) -> str:

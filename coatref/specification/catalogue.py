@@ -7,8 +7,9 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-from coatref.errors import UnknownSpecError
+from coatref.errors import InputError, UnknownSpecError
 from coatref.specification import paper, timm
+from coatref.specification.fields import LONGEST_TEXT
 from coatref.specification.spec import Spec
 
 
@@ -41,24 +42,44 @@ def spec(
         UnknownSpecError: no spec has that name; the message names similar ones.
         SpecError, InputError, SizeError: the variant has no meaning.
     """
+    known = specs()
+    if name not in known:
+        similar = difflib.get_close_matches(str(name)[:LONGEST_TEXT], known, n=3, cutoff=0.5)
+        advice = f"similar names: {', '.join(similar)}" if similar else "coatref.specs() lists them all"
+        raise UnknownSpecError(f"There is no spec named {name!r:.80}; {advice}.")
     size: dict[str, Any] = {}
     if image_size is not None:
-        size["image_size"] = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        square = (image_size, image_size) if isinstance(image_size, int) else image_size
+        size["image_size"] = tuple(square) if isinstance(square, list) else square
     if classes is not None:
         size["classes"] = classes
-    return _build(
-        name, tuple(depths) if depths else None, tuple(widths) if widths else None, tuple(sorted(size.items()))
-    )
+    numbers = (sequence("depths", depths), sequence("widths", widths))
+    given = [*(numbers[0] or ()), *(numbers[1] or ()), *flat(size.get("image_size", ())), size.get("classes", 1)]
+    # a cache takes True for 1 and 224.0 for 224, so only plain whole numbers may be looked up in it
+    build = _build if all(type(number) is int for number in given) else _build.__wrapped__
+    return build(name, *numbers, tuple(sorted(size.items())))
+
+
+def flat(value: Any) -> tuple[Any, ...]:
+    """The entries of a tuple, or the value itself as the only one."""
+    return value if isinstance(value, tuple) else (value,)
+
+
+def sequence(what: str, values: Sequence[int] | None) -> tuple[int, ...] | None:
+    """Depths or widths as a tuple; their entries are checked by the parts that take them.
+
+    Raises:
+        InputError: they are no list or tuple.
+    """
+    if values is None or isinstance(values, (list, tuple)):
+        return None if values is None else tuple(values)
+    raise InputError(f"spec takes {what} as a list or tuple of whole numbers, got {type(values).__name__}.")
 
 
 @functools.lru_cache(maxsize=256)
 def _build(
     name: str, depths: tuple[int, ...] | None, widths: tuple[int, ...] | None, size: tuple[tuple[str, Any], ...]
 ) -> Spec:
-    if name not in specs():
-        similar = difflib.get_close_matches(str(name), specs(), n=3, cutoff=0.5)
-        advice = f"similar names: {', '.join(similar)}" if similar else "coatref.specs() lists them all"
-        raise UnknownSpecError(f"There is no spec named {name!r}; {advice}.")
     build = timm.build if name.startswith("timm/") else paper.build
     return build(name, depths, widths, **dict(size))
 

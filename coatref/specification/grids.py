@@ -50,9 +50,13 @@ def grids(spec: Spec, height: int, width: int) -> dict[str, Grid]:
         ) from None
 
 
-def nearby_sizes(spec: Spec, height: int, width: int, reach: int = 256) -> list[Grid]:
-    """The nearest meaningful sizes below and above; both sides move together by the same number of pixels or alone."""
-    found = []
+def nearby_sizes(spec: Spec, height: int, width: int, effort: int = 20_000) -> list[Grid]:
+    """The nearest meaningful sizes below and above; both sides move together by the same number of pixels or alone.
+
+    It looks as many pixels far, up to 256, as costs about `effort` looks at a block, so that a spec with a thousand
+    blocks and no meaningful size at all is refused in a fraction of a second.
+    """
+    found, reach = [], max(8, min(256, effort // (6 * sum(run.depth for stage in spec.stages for run in stage))))
     for sign in (-1, 1):
         candidates = (
             (height + sign * dh, width + sign * dw) for d in range(1, reach) for dh, dw in ((d, d), (d, 0), (0, d))

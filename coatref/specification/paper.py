@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from coatref.errors import InputError
+from coatref.errors import InputError, SpecError
+from coatref.specification.fields import LONGEST_TUPLE
 from coatref.specification.parts import (
     LAYER_NORM,
     Attention,
@@ -62,7 +63,15 @@ PUBLISHED: dict[str, tuple[float, dict[int, float]]] = {
 
 
 def stem(depth: int, width: int) -> ConvStem:
-    """S0: `depth` convolutions of `width` channels."""
+    """S0: `depth` convolutions of `width` channels.
+
+    Raises:
+        SpecError: the depth is no whole number of at most 1000.
+    """
+    if type(depth) is not int or depth > LONGEST_TUPLE:
+        raise SpecError(
+            f"The depth of S0 (ConvStem) must be a whole number from 1 to {LONGEST_TUPLE}, got {depth!r:.80}."
+        )
     return ConvStem(widths=(width,) * depth, bias=(True,) * depth)
 
 
@@ -200,18 +209,27 @@ def names() -> tuple[str, ...]:
     return (*FAMILY, *MIXED_FAMILY, "vit-rel", *LAYOUTS, *ablations)
 
 
+def given(values: Sequence[int] | None, default: Sequence[int]) -> Sequence[int]:
+    """The values, or the default where none are given."""
+    return default if values is None else values
+
+
 def build(name: str, depths: Sequence[int] | None, widths: Sequence[int] | None, **size: Any) -> Spec:
     """The paper's spec of that name (one of `names()`), with other depths, widths, image size or classes if given."""
     base, _, variant = name.partition("/")
     if base in FAMILY:
         default_depths, default_widths, head_size = FAMILY[base]
-        spec = layout(name, "CCTT", depths or default_depths, widths or default_widths, head_size, **size)
+        spec = layout(name, "CCTT", given(depths, default_depths), given(widths, default_widths), head_size, **size)
     elif base in MIXED_FAMILY:
         mixed_depths, mixed_widths = MIXED_FAMILY[base]
-        spec = mixed(name, depths or mixed_depths, widths or mixed_widths, **size)
+        spec = mixed(name, given(depths, mixed_depths), given(widths, mixed_widths), **size)
     elif base == "vit-rel":  # as many blocks as CoAtNet-0 in all, at the width of its S3
-        spec = vit_rel(name, depths or (12,), widths or (384,), **size)
+        spec = vit_rel(name, given(depths, (12,)), given(widths, (384,)), **size)
     else:
         default_depths, default_widths, head_size = FAMILY["coatnet_0"]
-        spec = layout(name, LAYOUTS[base], depths or default_depths, widths or default_widths, head_size, **size)
+        chosen = given(depths, default_depths), given(widths, default_widths)
+        spec = layout(name, LAYOUTS[base], *chosen, head_size, **size)
+    fixed = {"v1": ("depths", depths), "v2": ("depths", depths), "s4-3072": ("widths", widths)}
+    if variant in fixed and fixed[variant][1] is not None:
+        raise InputError(f"Spec {name!r} is made of its {fixed[variant][0]}; give others to spec {base!r} instead.")
     return VARIANTS[variant](spec) if variant else spec

@@ -16,6 +16,12 @@ Padding = Literal["same", "symmetric"]  # TensorFlow's SAME (the extra row at th
 Rounding = Literal["floor", "nearest", "make_divisible"]
 
 
+def check_positive(what: str, value: float) -> None:
+    """Refuse a factor that is not above 0."""
+    if not value > 0:
+        raise SpecError(f"{what} must be above 0, got {value!r}.")
+
+
 @record
 class Norm:
     """A normalisation over channels: BatchNorm with its running statistics, or LayerNorm at each position."""
@@ -25,8 +31,7 @@ class Norm:
 
     def check(self) -> None:
         """Refuse an epsilon that could divide by zero."""
-        if not self.epsilon > 0:
-            raise SpecError(f"Norm.epsilon must be above 0, got {self.epsilon!r}.")
+        check_positive("Norm.epsilon", self.epsilon)
 
 
 BATCH_NORM = Norm(kind="batch", epsilon=1e-3)  # google-research/maxvit
@@ -54,6 +59,10 @@ class SqueezeExcite:
     activation: Activation = "silu"
     bias: bool = True
     place: Literal["after_activation", "before_norm"] = "after_activation"  # of the depthwise convolution
+
+    def check(self) -> None:
+        """Refuse a hidden width of nothing."""
+        check_positive("SqueezeExcite.ratio", self.ratio)
 
 
 @record
@@ -132,6 +141,10 @@ class FeedForward:
     activation: Activation = "gelu_tanh"
     bias: bool = True
 
+    def check(self) -> None:
+        """Refuse a hidden width of nothing."""
+        check_positive("FeedForward.expansion", self.expansion)
+
 
 @record
 class MBConv:
@@ -168,8 +181,9 @@ class MBConv:
     layer_scale: LayerScale | None = None
 
     def check(self) -> None:
-        """Refuse a pool that is never used and a missing one."""
+        """Refuse a pool that is never used, a missing one, and a hidden width of nothing."""
         check_main_pool(self)
+        check_positive(f"{type(self).__name__}.expansion", self.expansion)
 
 
 @record
@@ -229,8 +243,9 @@ class ConvNeXt:
     layer_scale: LayerScale | None = None
 
     def check(self) -> None:
-        """Refuse a pool that is never used and a missing one."""
+        """Refuse a pool that is never used, a missing one, and a hidden width of nothing."""
         check_main_pool(self)
+        check_positive(f"{type(self).__name__}.expansion", self.expansion)
 
 
 @record

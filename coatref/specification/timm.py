@@ -140,7 +140,7 @@ def names() -> tuple[str, ...]:
 def build(name: str, depths: Sequence[int] | None, widths: Sequence[int] | None, **size: Any) -> Spec:
     """timm's spec of that name (one of `names()`), with other depths and widths of S1 to S4, image size or classes."""
     model = models()[name.removeprefix("timm/")]
-    depths, widths = depths or model.depths, widths or model.widths
+    depths, widths = model.depths if depths is None else depths, model.widths if widths is None else widths
     if len(depths) != 4 or len(widths) != 4:
         raise InputError(
             f"Spec {name!r} takes depths and widths of S1 to S4, 4 entries each, got {len(depths)} and {len(widths)}."
