@@ -188,12 +188,9 @@ def test_float64_of_jax_without_64_bit_types_is_refused() -> None:
 @pytest.mark.parametrize("name", LIBRARIES)
 @pytest.mark.parametrize("dtype", [*DTYPES, "float16"])
 @pytest.mark.parametrize("scheme", ["training", "distinct"])
-def test_init_gives_the_same_bits(name: str, dtype: str, scheme: Any, request: pytest.FixtureRequest) -> None:
+def test_init_gives_the_same_bits(name: str, dtype: str, scheme: Any) -> None:
     if dtype not in library(name).dtypes:
         pytest.skip(f"{name} has no {dtype}")
-    if (name, dtype, scheme) == ("torch", "float16", "distinct"):
-        reason = "torch rounds float64 to float32 and that to float16: one unit off in one number of some thousands"
-        request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
     with jax.enable_x64(True):
         found = coatref.init(SPEC, 7, xp=name, dtype=dtype, scheme=scheme)
         assert all(library_of(array).name == name for array in found.flatten().values())
@@ -240,6 +237,8 @@ def test_to_never_shares_memory(source: str, target: str) -> None:
     """What is written into the source afterwards is not seen in the copy (JAX's arrays cannot be written to)."""
     with jax.enable_x64(True):
         params = of("numpy", "float64").to(xp=source)
+        if source == "numpy":  # what coatref makes itself is read-only there
+            params = params.replace({name: array.copy() for name, array in params.flatten().items()})
         copied = [params.to(xp=target), params.to(xp=target, dtype="float64"), params.to(xp=target, dtype="float32")]
         before = [bits(each) for each in copied]
         for array in params.flatten().values():
