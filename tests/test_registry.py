@@ -290,6 +290,20 @@ def test_a_form_of_ones_own_is_called(name: str) -> None:
     np.testing.assert_array_equal(found, coatref.forward(params, x, backend="definition"))
 
 
+def test_every_layer_goes_through_the_seam() -> None:
+    """As many calls as the tree has layers; the dense layers of squeeze-excite belong to that primitive."""
+    seen: list[str] = []
+    forms = {field.name: spying(seen, field.name) for field in dataclasses.fields(Primitives)}
+    params = of("numpy", spec=SPEC)
+    coatref.forward(params, images(), backend=Primitives(**forms))
+    layers = [name for name in params.flatten() if ".se." not in name]
+    kernels = [params.flatten()[name].ndim for name in layers if name.endswith(".w")]
+    means, gammas = (sum(name.endswith(end) for name in layers) for end in (".mean", ".gamma"))
+    expected = {"dense": kernels.count(2), "depthwise_conv2d": kernels.count(3), "conv2d": kernels.count(4)}
+    expected |= {"batch_norm": means, "layer_norm": gammas - means}
+    assert {name: seen.count(name) for name in expected} == expected
+
+
 def test_what_a_form_gives_is_used() -> None:
     constant = Primitives(softmax=lambda x: x * 0.0 + 0.25)
     assert np.all(coatref.forward(of("numpy"), images(), backend=constant) == 0.25)

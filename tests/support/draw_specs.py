@@ -41,11 +41,11 @@ class Drawn(NamedTuple):
     spec: Spec
     seed: int
 
-    def images(self, batch: int = 2) -> np.ndarray:
-        """Images of the spec's size, (batch, H, W, channels), no two alike: float64 that float32 holds exactly."""
+    def images(self, batch: int = 2, dtype: str = "float64") -> np.ndarray:
+        """Images of the spec's size, (batch, H, W, channels), no two alike: float64 that `dtype` holds exactly."""
         random = np.random.default_rng([self.seed, 1])
         shape = (batch, *self.spec.image_size, self.spec.channels)
-        return random.normal(0.0, 1.0, shape).astype(np.float32).astype(np.float64)
+        return random.normal(0.0, 1.0, shape).astype(dtype).astype(np.float64)
 
 
 @st.composite
