@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
-from coatref.errors import ShapeError
+from coatref.errors import InputError, ShapeError
 from coatref.ops.activation import softmax
 from coatref.ops.dense import matmul
 from coatref.registry import Array, namespace
@@ -41,7 +41,7 @@ def relative_attention(
         bias: (heads, Q, K), (1, Q, K) for one bias shared by all heads, or None for plain attention.
         scale: usually 1/sqrt(D).
         scale_site: what is multiplied by it: q, k, both (by its root), their product, or the product with the bias
-            added ("logits_and_bias", pre_softmax only).
+            added ("logits_and_bias"; the same as "logits" where the bias is added after the softmax).
         add: before or after the softmax.
         key_mask: bool, (K,) or (N, K); False hides a key. A query with no key left gives NaN.
         tap: sees "logits" and "weights", both (N, heads, Q, K).
@@ -50,9 +50,15 @@ def relative_attention(
         (N, heads, Q, D), the dtype of q.
 
     Raises:
-        ShapeError: the shapes of q, k, v and bias do not match.
+        ShapeError: the shapes of q, k, v, bias and key_mask do not match.
+        InputError: scale_site or add is none of the choices.
     """
-    check_shapes(q, k, v, bias)
+    check_shapes(q, k, v, bias, key_mask)
+    if scale_site not in get_args(ScaleSite) or add not in ("pre_softmax", "post_softmax"):
+        raise InputError(
+            f"relative_attention scales at {', '.join(get_args(ScaleSite))} and adds pre_softmax or post_softmax, got "
+            f"{scale_site!r:.80} and {add!r:.80}."
+        )
     xp = namespace(q)
     if scale_site == "query":
         q = q * scale
@@ -79,8 +85,8 @@ def relative_attention(
     return matmul(tap("weights", weights), v)  # (N, heads, Q, K) @ (N, heads, K, D) -> (N, heads, Q, D)
 
 
-def check_shapes(q: Array, k: Array, v: Array, bias: Array | None) -> None:
-    """Refuse q, k, v and bias whose shapes do not belong together."""
+def check_shapes(q: Array, k: Array, v: Array, bias: Array | None, key_mask: Array | None) -> None:
+    """Refuse q, k, v, bias and mask whose shapes do not belong together."""
     if q.ndim != 4 or k.ndim != 4 or k.shape != v.shape or q.shape[:2] != k.shape[:2] or q.shape[3] != k.shape[3]:
         raise ShapeError(
             f"relative_attention takes q (N, heads, Q, D) and k, v (N, heads, K, D), got {q.shape}, {k.shape}, {v.shape}."
@@ -92,4 +98,8 @@ def check_shapes(q: Array, k: Array, v: Array, bias: Array | None) -> None:
         raise ShapeError(
             f"relative_attention: bias must be (heads, Q, K) = {(q.shape[1], q.shape[2], k.shape[2])} or have 1 head, "
             f"got {bias.shape}."
+        )
+    if key_mask is not None and tuple(key_mask.shape) not in ((k.shape[2],), (q.shape[0], k.shape[2])):
+        raise ShapeError(
+            f"relative_attention: key_mask must be (K,) or (N, K) = {(q.shape[0], k.shape[2])}, got {key_mask.shape}."
         )

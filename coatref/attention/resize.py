@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from coatref.errors import InputError
 from coatref.ops.dense import matmul
 from coatref.registry import Array, device_of, namespace
 
@@ -21,6 +22,8 @@ def resize_table(
 
     Shapes: (heads, 2H-1, 2W-1) -> (heads, rows, columns), with rows = 2H'-1 and columns = 2W'-1 for the new grid.
     """
+    if sampling not in ("half_pixel", "align_corners"):
+        raise InputError(f"resize_table samples at 'half_pixel' or 'align_corners', got {sampling!r:.80}.")
     xp = namespace(table)
     r = interpolation_matrix(table.shape[1], rows, sampling, xp, table)  # (rows, 2H-1)
     c = interpolation_matrix(table.shape[2], columns, sampling, xp, table)  # (columns, 2W-1)

@@ -24,10 +24,12 @@ def split_windows(x: Array, window: tuple[int, int]) -> Array:
 def merge_windows(x: Array, height: int, width: int) -> Array:
     """The inverse of `split_windows`, for a grid of height x width.
 
-    Shapes: (N * H/h * W/w, h, w, C) -> (N, H, W, C).
+    Shapes: (N * H/h * W/w, h, w, C) -> (N, H, W, C). Raises ShapeError where they do not make up whole grids.
     """
     xp = namespace(x)
     count, h, w, channels = x.shape
+    if height % h or width % w or count % ((height // h) * (width // w)):
+        raise ShapeError(f"{count} windows of {h}x{w} are no whole number of {height}x{width} grids.")
     n = count // ((height // h) * (width // w))
     x = xp.reshape(x, (n, height // h, width // w, h, w, channels))
     x = xp.permute_dims(x, (0, 1, 3, 2, 4, 5))  # (N, H/h, h, W/w, w, C)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+from coatref.errors import InputError
 from coatref.ops.window import WindowPadding, shifted
 from coatref.registry import Array, device_of, namespace
 
@@ -39,6 +40,8 @@ def avg_pool(
 
     Shapes: (N, H, W, C) -> (N, H', W', C). Raises ShapeError where the window does not fit.
     """
+    if padded_zeros not in ("excluded", "counted"):
+        raise InputError(f"avg_pool takes padded_zeros 'excluded' or 'counted', got {padded_zeros!r:.80}.")
     xp = namespace(x)
     total = sum_of(shifted(x, (size, size), stride, padding, 0.0))
     if padded_zeros == "counted":

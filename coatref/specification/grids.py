@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from coatref.errors import SizeError
+from coatref.errors import InputError, SizeError
 from coatref.specification.parts import ConvNeXt, ConvStem, MBConv, Transformer
 from coatref.specification.spec import Block, Spec
 
@@ -22,6 +22,8 @@ def padding_amounts(
     if padding == "same":
         total = max((-(-length // stride) - 1) * stride + kernel - length, 0)
         return total // 2, total - total // 2
+    if padding not in ("symmetric", "valid"):
+        raise InputError(f"There is no padding {padding!r:.80}; known are same, symmetric and valid.")
     each = (kernel - 1) // 2 if padding == "symmetric" else 0
     return each, each
 

@@ -12,7 +12,7 @@ from coatref.errors import SpecError
 from coatref.specification.fields import record
 
 Activation = Literal["gelu", "gelu_tanh", "silu", "relu", "mish", "tanh"]
-Padding = Literal["same", "symmetric"]  # TensorFlow's SAME (the extra row at the end) | k//2 on each side
+Padding = Literal["same", "symmetric"]  # TensorFlow's SAME (the extra row at the end) | (k-1)//2 on each side
 Rounding = Literal["floor", "nearest", "make_divisible"]
 
 
