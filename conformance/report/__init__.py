@@ -1,0 +1,1 @@
+"""What a judgement consists of and how it is shown: terminal, JSON, one HTML page."""
