@@ -40,7 +40,7 @@ class Target:
     name: str
     spec: Spec
     run: Callable[[Params, np.ndarray], Output]
-    precision: Precision = Precision()
+    precision: Precision = field(default_factory=Precision)
     params: Params | None = None
     takes_params: bool = True
     variant: Callable[[Spec], Target] | None = None
