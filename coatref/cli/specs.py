@@ -22,17 +22,19 @@ GROUPS = {
     "layouts": "Layouts compared in Sec. 2.2",
     "ablations": "Ablations and other readings",
     "timm": "timm's models",
+    "kecam": "Models of keras_cv_attention_models",
 }
 
 
 def group_of(name: str) -> str:
     """Which group of `GROUPS` a named spec is in.
 
-    >>> group_of("coatnet_0"), group_of("c-c-t-t"), group_of("coatnet_2/v1"), group_of("timm/coatnet_0_224")
-    ('paper', 'layouts', 'ablations', 'timm')
+    >>> group_of("coatnet_0"), group_of("c-c-t-t"), group_of("coatnet_2/v1"), group_of("kecam/CoAtNet0")
+    ('paper', 'layouts', 'ablations', 'kecam')
     """
-    if name.startswith("timm/"):
-        return "timm"
+    dialect, slash, _ = name.partition("/")
+    if slash and dialect in GROUPS:
+        return dialect
     if "/" in name:
         return "ablations"
     return "paper" if name.startswith("coatnet_") else "layouts"

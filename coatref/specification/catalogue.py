@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from coatref.errors import InputError, UnknownSpecError
-from coatref.specification import paper, timm
+from coatref.specification import kecam, paper, timm
 from coatref.specification.fields import LONGEST_TEXT
 from coatref.specification.spec import Spec
 
 
 def specs() -> tuple[str, ...]:
-    """Names of all known specs: the paper's, its layouts and ablations, then "timm/..."."""
-    return (*paper.names(), *timm.names())
+    """Names of all known specs: the paper's, its layouts and ablations, then "timm/..." and "kecam/..."."""
+    return (*paper.names(), *timm.names(), *kecam.names())
 
 
 def spec(
@@ -32,7 +32,8 @@ def spec(
         name: one of `specs()`.
         image_size: height and width in pixels (one number for a square) that the relative-bias tables are made for.
         classes: of the head.
-        depths: number of blocks: for the paper's specs of S0 (its convolutions), S1, S2, ...; of S1 to S4 for timm's.
+        depths: number of blocks: for the paper's specs of S0 (its convolutions), S1, S2, ...; of S1 to S4 for timm's
+            and kecam's (whose CoAtNet6 and 7 have two runs in S3, so five).
         widths: channels of the same.
 
     Returns:
@@ -80,7 +81,8 @@ def sequence(what: str, values: Sequence[int] | None) -> tuple[int, ...] | None:
 def _build(
     name: str, depths: tuple[int, ...] | None, widths: tuple[int, ...] | None, size: tuple[tuple[str, Any], ...]
 ) -> Spec:
-    build = timm.build if name.startswith("timm/") else paper.build
+    dialect, _, _ = name.partition("/")
+    build = {"timm": timm.build, "kecam": kecam.build}.get(dialect, paper.build)
     return build(name, depths, widths, **dict(size))
 
 

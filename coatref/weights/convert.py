@@ -14,11 +14,11 @@ from coatref.registry import library_of, resolve_dtype, resolve_library
 from coatref.specification.catalogue import resolve
 from coatref.specification.spec import Spec
 from coatref.tree import flatten
-from coatref.weights import timm
+from coatref.weights import kecam, timm
 from coatref.weights.files import Stored, on_host, open_file, path_of
 from coatref.weights.own_file import spec_of
 
-Dialect = Literal["coatref", "timm"]
+Dialect = Literal["coatref", "timm", "kecam"]
 
 LONGEST_NAME = 100  # of a tensor; the longest of ours and timm's has 60
 
@@ -81,7 +81,8 @@ def convert(
     Args:
         state_dict: arrays of any library, under our dotted names or another project's.
         spec: what network they belong to.
-        dialect: whose names they are; None: ours where they are ours, else timm's where the spec is one of timm's.
+        dialect: whose names they are; None: ours where they are ours, else timm's or kecam's (in either of its layouts,
+            `coatref.weights.kecam`) where the spec is one of theirs.
         xp: array library of the result, as a module or its name.
         dtype: of the result; None keeps the arrays' own, the widest one where they differ (bfloat16, which NumPy lacks,
             becomes float32).
@@ -104,7 +105,8 @@ def convert(
     if dialect not in (None, *get_args(Dialect)):
         raise InputError(f"dialect must be None or one of {', '.join(get_args(Dialect))}, got {dialect!r:.80}.")
     refuse_odd_entries(state_dict)
-    arrays = (from_timm if (dialect or recognise(state_dict, spec)) == "timm" else from_own_names)(state_dict, spec)
+    readers = {"coatref": from_own_names, "timm": from_timm, "kecam": from_kecam}
+    arrays = readers[dialect or recognise(state_dict, spec)](state_dict, spec)
     if not allow_non_finite:
         refuse_non_finite(arrays)
     on_numpy = library.name == "numpy" and device in (None, "cpu")
@@ -143,17 +145,19 @@ def recognise(state_dict: Mapping[str, Any], spec: Spec) -> Dialect:
     """Whose names the tensors of a spec have.
 
     Raises:
-        InputError: neither ours nor, for a spec of timm's, timm's.
+        InputError: neither ours nor, for a spec of timm's or kecam's, theirs.
     """
     ours = {name for name, _ in flatten(tensor_tree(spec))}
     if ours & set(state_dict) or not state_dict:
         return "coatref"
     if spec.name.startswith("timm/"):
         return "timm"
+    if spec.name.startswith("kecam/"):
+        return "kecam"
     raise InputError(
         f"None of the {len(state_dict)} names given (such as {', '.join(map(str, list(state_dict)[:3]))}) is one of spec "
         f"{spec.name!r} (such as {', '.join(sorted(ours)[:3])}), and no other dialect is known for it; "
-        "use a 'timm/...' spec for a timm checkpoint."
+        "use a 'timm/...' spec for a timm checkpoint, a 'kecam/...' spec for one of keras_cv_attention_models."
     )
 
 
@@ -175,6 +179,22 @@ def from_timm(state_dict: Mapping[str, Any], spec: Spec) -> dict[str, np.ndarray
     refuse_misfits(spec.name, expected, found)
     host = {name: on_host(name, array) for name, array in found.items()}
     return {entry.ours: timm.to_ours(entry, host[entry.theirs]) for entry in timm.entries(spec)}
+
+
+def from_kecam(state_dict: Mapping[str, Any], spec: Spec) -> dict[str, np.ndarray]:
+    """Arrays under our dotted names from a kecam .h5 file's or torch backend's tensors, checked against the spec."""
+    layout = kecam.layout_of(state_dict)
+    found = {plain: state_dict[name] for plain, name in kecam.relevant(state_dict).items()}
+    try:
+        expected = kecam.expected(spec, layout)
+    except KeyError as error:
+        raise InputError(
+            f"Spec {spec.name!r} has a layer {error} for which keras_cv_attention_models has no name; use a 'kecam/...' "
+            "spec, or our own names."
+        ) from None
+    refuse_misfits(spec.name, expected, found)
+    host = {name: on_host(name, array) for name, array in found.items()}
+    return {entry.ours: kecam.to_ours(entry, host[entry.name(layout)], layout) for entry in kecam.entries(spec)}
 
 
 def refuse_odd_entries(state_dict: Mapping[str, Any]) -> None:

@@ -6,7 +6,7 @@ Stages count from 0 there and from 1 here; our "s1.0" is their "stages.0.blocks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -167,3 +167,32 @@ def to_ours(entry: Entry, array: np.ndarray) -> np.ndarray:
     if len(entry.shape) == 3:
         return array[:, 0].transpose(1, 2, 0)  # (C, 1, kh, kw) -> (kh, kw, C)
     return array.transpose(2, 3, 1, 0)  # (D, C, kh, kw) -> (kh, kw, C, D)
+
+
+def to_theirs(group: Sequence[Entry], arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """timm's array from ours that it holds: one of ours, or q, k and v of a fused one; the inverse of `to_ours`.
+
+    A view of ours, except for a fused one.
+    """
+    if group[0].part is None:
+        return separate(group[0], arrays[0])
+    ordered = [
+        array for _, array in sorted(zip((e.part for e in group), arrays, strict=True), key=lambda pair: pair[0])
+    ]
+    parts = [
+        array.T.reshape(-1, group[0].head_size, *array.shape[:-1]) for array in ordered
+    ]  # (heads, D, C) or (heads, D)
+    return np.stack(parts, axis=1).reshape(group[0].their_shape)  # output channels [head][q, k, v][channel of the head]
+
+
+def separate(entry: Entry, array: np.ndarray) -> np.ndarray:
+    """timm's array from the one of ours that it holds alone."""
+    if len(entry.shape) == 1:
+        return array
+    if len(entry.shape) == 2:
+        return array.T.reshape(entry.their_shape)  # (C, D) -> (D, C) or (D, C, 1, 1)
+    if entry.ours.endswith(".table"):
+        return array.reshape(entry.shape[0], -1).T  # (heads, 2H-1, 2W-1) -> (rows * columns, heads)
+    if len(entry.shape) == 3:
+        return array.transpose(2, 0, 1)[:, None]  # (kh, kw, C) -> (C, 1, kh, kw)
+    return array.transpose(3, 2, 0, 1)  # (kh, kw, C, D) -> (D, C, kh, kw)
