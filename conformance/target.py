@@ -32,6 +32,7 @@ class Target:
         variant: the same implementation for another spec of its kind (other image size, depths, widths, classes); raises
             `coatref.CoatrefError` for one that it cannot build. None: it exists for one spec only.
         any_batch: whether `run` takes any number of images; else only one.
+        adaptive: whether `run` takes any case; else only those that `judge.cases` gives, which were computed before.
         expects: dotted name -> shape of the parameters that it takes, where that can be known without running it.
         command: the arguments of `coatref check` that judge it, to reproduce a finding.
         versions: names and versions of what computes.
@@ -45,6 +46,7 @@ class Target:
     takes_params: bool = True
     variant: Callable[[Spec], Target] | None = None
     any_batch: bool = True
+    adaptive: bool = True
     expects: Mapping[str, tuple[int, ...]] | None = None
     command: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)

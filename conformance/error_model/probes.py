@@ -153,6 +153,12 @@ def signs(random: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def shaken(flat: Mapping[str, Any], precision: Precision, random: np.random.Generator) -> dict[str, Any]:
-    """Every parameter moved by the standard deviation of one rounding to storage, up or down."""
+    """Every parameter moved by the standard deviation of one rounding to storage, up or down.
+
+    Tensors of whole numbers stay, so that a case made of them can be exact.
+    """
     r = local.rounding(precision.storage)
-    return {name: array * (1.0 + r * signs(random, array.shape).astype(np.float64)) for name, array in flat.items()}
+    return {
+        name: array if local.whole(array) else array * (1.0 + r * signs(random, array.shape).astype(np.float64))
+        for name, array in flat.items()
+    }

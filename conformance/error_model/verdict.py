@@ -103,7 +103,7 @@ def spread(deviations: Sequence[Any], expected: Any, precision: Precision) -> tu
     count = len(deviations)
     squares = [np.square(np.asarray(deviation, np.float64)) for deviation in deviations]
     variance = sum(squares[1:], squares[0]) / count
-    floor = smallest_step(precision.storage) ** 2 + (1e-16 * np.abs(expected)) ** 2  # the oracle's own rounding
+    floor = max(smallest_step(precision.storage), 1e-140) ** 2 + (1e-16 * np.abs(expected)) ** 2  # the oracle's own rounding
     some = variance > 0
     if not np.any(some):
         return np.sqrt(floor), math.inf
@@ -151,7 +151,7 @@ def collective(error: Any, deviations: Sequence[Any]) -> tuple[float, float]:
     if typical == 0:
         return (0.0, 0.0) if own == 0 else (math.inf, math.inf)
     freedom = freedom_of(squares)
-    ceiling = typical * float(stats.f.isf(CHANCE, freedom, count * freedom))
+    ceiling = typical * float(stats.f.isf(CHANCE, min(freedom, error.size), count * freedom))
     largest = lean * student(count, CHANCE)
     return math.sqrt(own / ceiling), (abs(mean) / largest if largest > 0 else (0.0 if mean == 0 else math.inf))
 

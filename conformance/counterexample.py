@@ -1,0 +1,67 @@
+"""The smallest failing configuration that was found, as a script."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from coatref.conformance.random_search import described
+from coatref.conformance.report.results import Counterexample
+from coatref.conformance.run_case import Outcome
+from coatref.conformance.target import Target
+
+SCRIPT = '''"""{sentence}"""
+
+import coatref
+from coatref.conformance import suite
+from coatref.conformance.run_case import run_case
+from coatref.conformance.targets.resolve import resolve
+
+spec = coatref.Spec.from_json(
+    {spec!r}
+)
+target = resolve({command!r}, spec={claimed!r}, precision={storage!r})
+target = target if target.spec == spec or target.variant is None else target.variant(spec)
+{case}
+result = run_case(target, case, probes=12, seed={seed}).result
+print(result.verdict, result.problem)
+for value in result.comparisons:
+    print(value.value, value.verdict, value.reason, "expected", value.expected, "found", value.found, "bound", value.bound)
+'''
+
+
+def counterexample(target: Target, outcomes: Sequence[Outcome], seed: int) -> Counterexample | None:
+    """The failing case with the smallest network, as a script that shows the failure."""
+    failing = [outcome for outcome in outcomes if outcome.failed and outcome.case.check != "law"]
+    if not failing:
+        return None
+
+    def effort(outcome: Outcome) -> tuple[bool, int, int]:
+        case = outcome.case
+        return outcome.answer is None, case.spec.num_parameters(), int(case.x.size)
+
+    smallest = min(failing, key=effort)
+    case = smallest.case
+    batch = case.x.shape[0]
+    if case.primitive:
+        made = (
+            f"cases = suite.probes_at(spec, {seed}, target.precision, frozenset({{{case.place!r}}}))\n"
+            f"case = next(case for case in cases if case.name == {case.name!r})"
+        )
+    elif case.check == "as given":
+        made = f"case = suite.as_given(spec, target.params, {seed}, {batch}, target.precision)"
+    elif case.name.startswith("branch "):
+        made = f"case = next(c for c in suite.branch_cases(spec, {seed}, target.precision) if c.name == {case.name!r})"
+    else:
+        number = case.name.partition("seed ")[2].partition(",")[0] or str(seed)
+        made = f"case = suite.random_case(spec, {number}, {batch}, target.precision)"
+    sentence = f"{case.name}: {described(case.spec, batch)}."
+    script = SCRIPT.format(
+        sentence=sentence.replace('"""', "'''").replace("\\", "/"),
+        spec=case.spec.to_json(),
+        command=target.command or target.name,
+        claimed=target.spec.name,
+        storage=target.precision.storage,
+        case=made,
+        seed=seed,
+    )
+    return Counterexample(sentence, case.name, script)
