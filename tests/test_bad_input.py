@@ -390,8 +390,8 @@ def test_a_spec_that_is_a_list(name: Any) -> None:
 
 def entries(name: str) -> int:
     """How many depths a named spec takes."""
-    if name.startswith("timm/"):
-        return 4
+    if name.startswith(("timm/", "kecam/")):
+        return 5 if name in ("kecam/CoAtNet6", "kecam/CoAtNet7") else 4
     return {"vit-rel": 1, "coatnet_6": 6, "coatnet_7": 6}.get(name.partition("/")[0], 5)
 
 

@@ -224,18 +224,20 @@ def to_ours(entry: Entry, array: np.ndarray, layout: Layout) -> np.ndarray:
 
 
 def to_theirs(spec: Spec, arrays: Mapping[str, np.ndarray], layout: Layout) -> dict[str, np.ndarray]:
-    """All of their arrays from ours, by name: the exact inverse of `to_ours`; new arrays in C order."""
-    parts: dict[str, list[np.ndarray]] = {}
-    last: dict[str, Entry] = {}
+    """All of their arrays from ours, by name: the inverse of `to_ours`. Views of ours, except for a fused qkv.
+
+    Raises:
+        KeyError: the spec has a layer for which they have no name.
+    """
+    groups: dict[str, list[Entry]] = {}
     for entry in entries(spec):
-        name = entry.name(layout)
-        parts.setdefault(name, []).append(arrays[entry.ours].reshape(entry.keras_shape()))
-        last[name] = entry
+        groups.setdefault(entry.name(layout), []).append(entry)
     theirs: dict[str, np.ndarray] = {}
-    for name, entry in last.items():
-        array = np.concatenate(parts[name], axis=-1)  # one array, or q, k and v in this order
+    for name, group in groups.items():  # one entry, or q, k and v in this order
+        parts = [arrays[entry.ours].reshape(entry.keras_shape()) for entry in group]
+        array = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
         if layout == "torch":
-            array = array.transpose(torch_axes(entry, array.ndim))
-            array = array.reshape(array.shape + trailing(entry))
-        theirs[name] = np.array(array, order="C")
+            array = array.transpose(torch_axes(group[0], array.ndim))
+            array = array.reshape(array.shape + trailing(group[0]))
+        theirs[name] = array
     return theirs

@@ -6,7 +6,7 @@ Stages count from 0 there and from 1 here; our "s1.0" is their "stages.0.blocks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -169,20 +169,28 @@ def to_ours(entry: Entry, array: np.ndarray) -> np.ndarray:
     return array.transpose(2, 3, 1, 0)  # (D, C, kh, kw) -> (kh, kw, C, D)
 
 
-def to_theirs(group: Sequence[Entry], arrays: Sequence[np.ndarray]) -> np.ndarray:
-    """timm's array from ours that it holds: one of ours, or q, k and v of a fused one; the inverse of `to_ours`.
+def to_theirs(spec: Spec, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """All of timm's arrays from ours, by name: the inverse of `to_ours`. Views of ours, except for a fused qkv.
 
-    A view of ours, except for a fused one.
+    Raises:
+        KeyError: the spec has a layer for which timm has no name.
     """
-    if group[0].part is None:
-        return separate(group[0], arrays[0])
-    ordered = [
-        array for _, array in sorted(zip((e.part for e in group), arrays, strict=True), key=lambda pair: pair[0])
-    ]
-    parts = [
-        array.T.reshape(-1, group[0].head_size, *array.shape[:-1]) for array in ordered
-    ]  # (heads, D, C) or (heads, D)
-    return np.stack(parts, axis=1).reshape(group[0].their_shape)  # output channels [head][q, k, v][channel of the head]
+    groups: dict[str, list[Entry]] = {}
+    for entry in entries(spec):
+        groups.setdefault(entry.theirs, []).append(entry)
+    return {
+        name: separate(group[0], arrays[group[0].ours])
+        if group[0].part is None
+        else fused(group[0], {entry.part: arrays[entry.ours] for entry in group})
+        for name, group in groups.items()
+    }
+
+
+def fused(entry: Entry, ours: Mapping[int | None, np.ndarray]) -> np.ndarray:
+    """timm's array from q, k and v, numbered 0, 1, 2: output channels are [head][q, k, v][channel of the head]."""
+    d = entry.head_size
+    parts = [ours[part].T.reshape(-1, d, *ours[part].shape[:-1]) for part in range(3)]  # (heads, D, C) or (heads, D)
+    return np.stack(parts, axis=1).reshape(entry.their_shape)
 
 
 def separate(entry: Entry, array: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -31,9 +32,15 @@ def jax_variants(precision: Precision, *, traced: bool = False) -> tuple[Variant
             given = params.to(xp="jax", dtype=dtype), jnp.asarray(x, dtype=dtype)
             return to_numpy((jitted(traced) if jit else network(traced))(*given))
 
-    return (
-        variant(f"{front}jax eager", precision, functools.partial(compute, jit=False), packages=("jax", "jaxlib")),
-        variant(f"{front}jax jit", precision, functools.partial(compute, jit=True), packages=("jax", "jaxlib")),
+    return tuple(
+        variant(
+            f"{front}jax {'jit' if jit else 'eager'}",
+            precision,
+            functools.partial(compute, jit=jit),
+            packages=("jax", "jaxlib"),
+            slow=True,  # eager JAX compiles each operation for each shape
+        )
+        for jit in (False, True)
     )
 
 
@@ -42,8 +49,8 @@ def wide_types(wanted: bool) -> contextlib.AbstractContextManager[Any]:
     import jax
 
     enable: Any = getattr(jax, "enable_x64", None)
-    if enable is None:  # before JAX 0.8
-        from jax.experimental import enable_x64 as enable
+    if enable is None:  # an older JAX
+        enable = importlib.import_module("jax.experimental").enable_x64
     context: contextlib.AbstractContextManager[Any] = enable(wanted)
     return context
 

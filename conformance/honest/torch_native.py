@@ -28,7 +28,7 @@ def native(layout: Layout, *, wide: bool = False) -> Primitives:
         wide: whether primitives that take several kernels compute in float32 inside where tensors are of a half type, so
             that a value is rounded to it only once in each primitive.
     """
-    several = {
+    several: dict[str, Form] = {
         "avg_pool": partial(avg_pool, layout=layout),
         "batch_norm": partial(batch_norm, layout=layout),
         "squeeze_excite": squeeze_excite,

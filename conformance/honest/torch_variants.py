@@ -13,10 +13,12 @@ from coatref.conformance.honest.torch_native import native
 from coatref.conformance.honest.variant import Variant, outputs, to_numpy, variant
 from coatref.conformance.precision import Precision
 from coatref.conformance.target import Output
-from coatref.params import Params, from_flat
+from coatref.initialise import init
+from coatref.params import Params, from_flat, tensor_tree
 from coatref.primitives import DEFINITION, Primitives
 from coatref.registry import Array
 from coatref.specification.spec import Spec
+from coatref.tree import flatten
 
 FORMS = ("definition", "nchw", "channels-last")
 
@@ -28,8 +30,9 @@ def torch_variants(precision: Precision, *, traced: bool = False) -> tuple[Varia
         return ()
     if precision.storage != precision.accumulate and not half:
         return ()
-    front = f"half: all {precision.storage}, " if precision.storage == precision.accumulate and half else ""
     wide = precision.storage != precision.accumulate
+    kind = f"{precision.storage} in {precision.accumulate}" if wide else f"all {precision.storage}"
+    front = f"half: {kind}, " if half else ""
     found = []
     for form in FORMS:
         if form == "definition" and wide:
@@ -69,7 +72,7 @@ def _compiled(name: str, precision: Precision, traced: bool) -> Variant:
             warnings.simplefilter("ignore")  # torch.compile warns of itself
             tensors, images = as_tensors(params, x, precision.storage)
             network = compiled(params.spec, tuple(images.shape), precision.storage, traced)
-            return to_numpy(network(list(tensors.flatten().values()), images))
+            return to_numpy(network(in_order(tensors), images))
 
     return variant(name, precision, compute, packages=("torch",), slow=True)
 
@@ -83,7 +86,7 @@ def as_tensors(params: Params, x: np.ndarray, dtype: str) -> tuple[Params, Array
 
 def function_of(spec: Spec, form: str, *, traced: bool = False) -> Any:
     """A function of a list of tensors (the parameters in the spec's order) and images, for torch to trace."""
-    names = list(_names(spec))
+    names = names_of(spec)
     forms = forms_of(form, False)
 
     def network(tensors: list[Array], x: Array) -> dict[str, Array]:
@@ -93,11 +96,15 @@ def function_of(spec: Spec, form: str, *, traced: bool = False) -> Any:
     return network
 
 
-def _names(spec: Spec) -> list[str]:
-    from coatref.params import tensor_tree
-    from coatref.tree import flatten
-
+def names_of(spec: Spec) -> list[str]:
+    """Dotted names of the parameters in the spec's order."""
     return [name for name, _ in flatten(tensor_tree(spec))]
+
+
+def in_order(params: Params) -> list[Array]:
+    """The arrays in the spec's order."""
+    flat = params.flatten()
+    return [flat[name] for name in names_of(params.spec)]
 
 
 @functools.lru_cache(maxsize=8)
@@ -106,9 +113,7 @@ def compiled(spec: Spec, shape: tuple[int, ...], dtype: str, traced: bool) -> An
     import torch
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    from coatref.initialise import init
-
     with torch.no_grad():
         example, images = as_tensors(init(spec, dtype="float32"), np.zeros(shape, np.float32), dtype)
-        graph = make_fx(function_of(spec, "nchw", traced=traced))(list(example.flatten().values()), images)
+        graph = make_fx(function_of(spec, "nchw", traced=traced))(in_order(example), images)
         return torch.compile(graph, dynamic=False)

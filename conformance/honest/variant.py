@@ -62,7 +62,9 @@ def variant(
     return Variant(name, make, precision, slow)
 
 
-def outputs(params: Params, x: Array, forms: Primitives, tap: Tap = no_tap, *, traced: bool = False) -> dict[str, Array]:
+def outputs(
+    params: Params, x: Array, forms: Primitives, tap: Tap = no_tap, *, traced: bool = False
+) -> dict[str, Array]:
     """The network's output under "logits", computed by `forms` on arrays of any library.
 
     Args:

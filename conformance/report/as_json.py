@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib
 import importlib.resources
 import json
 import math
@@ -70,7 +71,7 @@ def validate(value: Any) -> None:
         MissingDependencyError: jsonschema is not installed.
     """
     try:
-        import jsonschema
+        jsonschema: Any = importlib.import_module("jsonschema")  # it has no type hints
     except ImportError as error:
         raise missing("jsonschema", "report", "Checking a report against its JSON Schema") from error
     problems = jsonschema.Draft202012Validator(schema()).iter_errors(value)
@@ -126,8 +127,10 @@ def _record(value: Any, cls: type[T], place: str) -> T:
         InputError: a field is missing, unknown or of another type.
     """
     if not isinstance(value, Mapping):
-        raise InputError(f"{place} must be an object with the fields of a {cls.__name__}, got {value!r:.80}.")
-    hints = _hints(cls)
+        raise InputError(
+            f"{place} must be an object of the fields of {cls.__name__}, got {value!r:.80}; write one with to_json."
+        )
+    hints = _hints(typing.cast(type, cls))
     wrong = [f"lacks {name}" for name in hints if name not in value]
     wrong += [f"has the unknown field {name!r:.80}" for name in value if name not in hints]
     if wrong:

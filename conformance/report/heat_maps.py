@@ -16,21 +16,22 @@ _LOW, _MIDDLE, _HIGH = (33, 102, 172), (247, 247, 247), (178, 24, 43)  # blue, w
 
 
 def pair(table: HeatMap) -> Markup:
-    """Both tables side by side, with a legend; cells that differ are framed."""
+    """Both tables side by side, with a legend; where few entries differ, they are framed."""
     values = [value for rows in (table.expected, table.found) for row in rows for value in row]
     largest = max((abs(value) for value in values if math.isfinite(value)), default=0.0) or 1.0
     different = _different(table)
     cells = sum(len(row) for row in table.expected)
+    framed = different if 2 * len(different) <= cells else frozenset()  # frames around most cells would hide the rest
     cut = max((len(values) for rows in (table.expected, table.found) for values in (rows, *rows)), default=0) > _LONGEST
     return tag(
         "div",
         tag("h4", line(table.title)),
-        tag("p", f"{len(different)} of {cells} entries differ; they are framed.", class_="note"),
+        tag("p", f"{len(different)} of {cells} entries differ{'; they are framed' if framed else ''}.", class_="note"),
         tag("p", f"Only the first {_LONGEST} rows and columns are drawn.", class_="note") if cut else "",
         tag(
             "div",
             _drawing("expected", table.expected, largest, frozenset()),
-            _drawing("found", table.found, largest, different),
+            _drawing("found", table.found, largest, framed),
             class_="pair",
         ),
         _legend(largest),

@@ -8,13 +8,12 @@ import json
 from coatref.conformance.report import words
 from coatref.conformance.report.cases import cases
 from coatref.conformance.report.heat_maps import pair
-from coatref.conformance.report.markup import Markup, joined, tag
+from coatref.conformance.report.markup import Markup, joined, section, tag
 from coatref.conformance.report.network import network
 from coatref.conformance.report.plots import plots
 from coatref.conformance.report.results import Finding, Report
 from coatref.conformance.report.words import line
 
-MARKS = {"pass": "\N{CHECK MARK}", "fail": "\N{MULTIPLICATION X}", "cannot judge": "?"}
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"  # a browser runs and loads nothing, whatever the texts hold
 
 
@@ -46,11 +45,6 @@ def page(report: Report) -> str:
     return f'<!DOCTYPE html>\n<html lang="en">{head}{content}</html>\n'
 
 
-def section(title: str, *children: str | Markup, name: str) -> Markup:
-    """A part of the page under a heading; `name` is its anchor."""
-    return tag("section", tag("h2", title, id=name), *children, aria_labelledby=name)
-
-
 def _verdict(report: Report) -> Markup:
     """What was judged and what came out."""
     kind = report.verdict.replace(" ", "-")
@@ -68,7 +62,11 @@ def _verdict(report: Report) -> Markup:
     )
     return tag(
         "header",
-        tag("h1", tag("span", MARKS[report.verdict], class_="mark", aria_hidden="true"), words.HEADLINES[report.verdict]),
+        tag(
+            "h1",
+            tag("span", words.MARKS[report.verdict], class_="mark", aria_hidden="true"),
+            words.HEADLINES[report.verdict],
+        ),
         tag("p", words.headline(report), class_="headline"),
         other,
         tag("dl", *(joined(tag("dt", label), tag("dd", line(value))) for label, value in facts), class_="facts"),
@@ -81,9 +79,11 @@ def _findings(report: Report) -> Markup:
     if not report.findings:
         if report.verdict != "fail":
             return joined()
-        return section("What is wrong", tag("p", "No mistake could be named; see the failing cases."), name="findings")
+        return section(
+            "What is wrong", tag("p", "No mistake could be named; see the failing cases."), anchor="findings"
+        )
     shown = (_finding(place, finding) for place, finding in enumerate(report.findings, start=1))
-    return section("What is wrong", *shown, name="findings")
+    return section("What is wrong", *shown, anchor="findings")
 
 
 def _finding(place: int, finding: Finding) -> Markup:
@@ -111,7 +111,7 @@ def _counterexample(report: Report) -> Markup:
         tag("p", f"{line(smallest.sentence)} (case {line(smallest.case)})"),
         saved if smallest.file else "",
         _box(smallest.script, "Script that shows the failure"),
-        name="counterexample",
+        anchor="counterexample",
     )
 
 
@@ -119,8 +119,8 @@ def _sentences(title: str, sentences: tuple[str, ...]) -> Markup:
     """A list of sentences."""
     if not sentences:
         return joined()
-    name = "excludes" if title.endswith(("excludes", "excluded")) else "not-covered"
-    return section(title, tag("ul", *(tag("li", line(sentence)) for sentence in sentences)), name=name)
+    anchor = "excludes" if title.endswith(("excludes", "excluded")) else "not-covered"
+    return section(title, tag("ul", *(tag("li", line(sentence)) for sentence in sentences)), anchor=anchor)
 
 
 def _reproduce(report: Report) -> Markup:
@@ -132,10 +132,14 @@ def _reproduce(report: Report) -> Markup:
     return section(
         "Reproduce",
         _box(report.reproduce, "Command line") if report.reproduce else tag("p", "No command line was given."),
-        tag("details", tag("summary", f"The spec {line(report.spec)} as JSON"), _box(_indented(report.spec_json), "Spec")),
+        tag(
+            "details",
+            tag("summary", f"The spec {line(report.spec)} as JSON"),
+            _box(_indented(report.spec_json), "Spec"),
+        ),
         tag("h3", "Versions"),
         tag("div", tag("table", tag("tbody", *versions)), class_="scroll") if report.versions else "",
-        name="reproduce",
+        anchor="reproduce",
     )
 
 

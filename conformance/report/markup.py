@@ -25,7 +25,7 @@ def escaped(content: str | Markup) -> Markup:
     return content if isinstance(content, Markup) else Markup(html.escape(printable(content), quote=True))
 
 
-def tag(name: str, *children: str | Markup, **attributes: str | float | bool | None) -> Markup:
+def tag(name: str, /, *children: str | Markup, **attributes: str | float | bool | None) -> Markup:
     """An element.
 
     Args:
@@ -42,6 +42,11 @@ def tag(name: str, *children: str | Markup, **attributes: str | float | bool | N
         if value is not None and value is not False
     )
     return Markup(f"<{name}{written}>" if name in _VOID else f"<{name}{written}>{joined(*children)}</{name}>")
+
+
+def section(title: str, *children: str | Markup, anchor: str) -> Markup:
+    """A part of the page under a heading, which can be linked to by its anchor."""
+    return tag("section", tag("h2", title, id=anchor), *children, aria_labelledby=anchor)
 
 
 def joined(*children: str | Markup) -> Markup:

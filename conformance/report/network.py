@@ -5,12 +5,11 @@ from __future__ import annotations
 import itertools
 
 from coatref.conformance.report import words
-from coatref.conformance.report.markup import Markup, joined, tag
+from coatref.conformance.report.markup import Markup, joined, section, tag
 from coatref.conformance.report.results import Report, Stage
 from coatref.conformance.report.words import line, number
 
 _LOWEST, _HIGHEST = 1e-4, 1e4  # ends of the bars; 1 is in the middle
-_MARKS = {"pass": "\N{CHECK MARK}", "FAIL": "\N{MULTIPLICATION X}", "cannot judge": "?", "not looked at": "\N{EN DASH}"}
 
 # Upper ends of the steps of colour, and what the legend says of each; beyond the last one "m7".
 _STEPS = (
@@ -33,13 +32,12 @@ def network(report: Report) -> Markup:
         tag("li", tag("h3", line(name)), tag("ol", *(_box(report, stage) for stage in stages), class_="blocks"))
         for name, stages in groups
     ]
-    return tag(
-        "section",
-        tag("h2", "The network, from stem to logits", id="network"),
+    return section(
+        "The network, from stem to logits",
         tag("p", "The figure is the largest error over its bound; up to 1 conforms.", class_="note"),
         _legend(),
         tag("ol", *rows, class_="network"),
-        aria_labelledby="network",
+        anchor="network",
     )
 
 
@@ -58,7 +56,13 @@ def _box(report: Report, stage: Stage) -> Markup:
     """One part of the network, with links to the findings about it."""
     word = words.stage_word(stage)
     findings = [
-        tag("a", str(place), href=f"#finding-{place}", class_="number", title=f"finding {place}: {line(found.primitive)}")
+        tag(
+            "a",
+            str(place),
+            href=f"#finding-{place}",
+            class_="number",
+            title=f"finding {place}: {line(found.primitive)}",
+        )
         for place, found in enumerate(report.findings, start=1)
         if stage.name in found.places
     ]
@@ -68,13 +72,18 @@ def _box(report: Report, stage: Stage) -> Markup:
     figure = "" if stage.margin is None else number(stage.margin)
     return tag(
         "li",
-        tag("div", tag("b", line(stage.name)), *findings, tag("span", _MARKS[word], class_="mark", aria_hidden="true")),
+        tag("div", tag("b", line(stage.name)), *findings, tag("span", _mark(stage), class_="mark", aria_hidden="true")),
         tag("div", line(stage.about), class_="about"),
         tag("div", tag("span", figure, class_="figure"), " ", tag("span", word, class_="word")),
         _bar(stage.margin),
         class_=f"block {shade}" + (" failed" if stage.verdict == "fail" else ""),
         title=f"worst in {line(stage.case)}" if stage.case else None,
     )
+
+
+def _mark(stage: Stage) -> str:
+    """A sign of the verdict."""
+    return "\N{EN DASH}" if words.stage_word(stage) == "not looked at" else words.MARKS[stage.verdict]
 
 
 def _bar(margin: float | None) -> Markup:

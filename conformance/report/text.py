@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 STYLES = {"pass": "green", "fail": "red", "cannot judge": "yellow"}
 _LOWEST, _HIGHEST = 1e-4, 1e4  # ends of the bars; 1 is in the middle
-_BAR = 13  # characters, an odd number: the limit has the one in the middle
+_BAR = 11  # characters, an odd number: the limit has the one in the middle
+_WIDE = 110  # columns from which the table of stages names the worst case too
 _CASES = 6  # failing cases that are told of
 _SENTENCES = 12  # of what is excluded or not covered
 
@@ -33,7 +34,7 @@ def render(report: Report, console: Console, *, quiet: bool = False) -> None:
         return
     if report.stages:
         console.print()
-        console.print(_stages(report, plain=console.options.ascii_only))
+        console.print(_stages(report, plain=console.options.ascii_only, wide=console.width >= _WIDE))
     _findings(report, console)
     _failures(report, console)
     _counterexample(report, console)
@@ -55,7 +56,16 @@ def _row(content: RenderableType, indent: int) -> RenderableType:
     """Something that is indented, on later lines too."""
     from rich.padding import Padding
 
-    return Padding(content, (0, 0, 0, indent))
+    return Padding(content, (0, 0, 0, indent), expand=False)
+
+
+def _item(marker: str, content: Text) -> RenderableType:
+    """An entry of a list, whose later lines begin under its first word."""
+    from rich.table import Table
+
+    entry = Table.grid(padding=(0, 1, 0, 0))
+    entry.add_row(_text(marker), content)
+    return _row(entry, 2)
 
 
 def _heading(title: str, console: Console) -> None:
@@ -84,21 +94,22 @@ def _verdict(report: Report, console: Console, *, quiet: bool) -> None:
     console.print(_text("; ".join(done), "dim"))
 
 
-def _stages(report: Report, *, plain: bool) -> Table:
-    """One row for each part of the network, with its margin as a figure and a bar."""
+def _stages(report: Report, *, plain: bool, wide: bool) -> Table:
+    """One row for each part of the network, with its margin as a figure and a bar; `plain`: in ASCII."""
     from coatref.cli.output import table
 
     listing = table(gap=1)
-    listing.add_column("stage", no_wrap=True)
+    listing.add_column("stage", overflow="fold")
     listing.add_column("what it is")
     listing.add_column("error/bound", justify="right", no_wrap=True)
     limit = "|" if plain else "│"
     listing.add_column(f"{'1':^{_BAR}}".rstrip(), no_wrap=True)
     listing.add_column("verdict", no_wrap=True)
-    listing.add_column("worst case", no_wrap=True)
+    if wide:
+        listing.add_column("worst case")
     for stage in report.stages:
         style = STYLES[stage.verdict]
-        listing.add_row(
+        cells = (
             _text(line(stage.name), "bold" if stage.verdict == "fail" else ""),
             _text(line(stage.about)),
             _text(number(stage.margin)),
@@ -106,6 +117,7 @@ def _stages(report: Report, *, plain: bool) -> Table:
             _text(words.stage_word(stage), style),
             _text(line(stage.case), "dim"),
         )
+        listing.add_row(*cells[: len(listing.columns)])
     return listing
 
 
@@ -125,7 +137,7 @@ def _findings(report: Report, console: Console) -> None:
     _heading("Diagnosis", console)
     for place, finding in enumerate(report.findings, start=1):
         name = line(finding.primitive) or "not identified"
-        console.print(_row(_text(f"{place}. {name}: {line(finding.sentence)}", STYLES["fail"]), 2))
+        console.print(_item(f"{place}.", _text(f"{name}: {line(finding.sentence)}", STYLES["fail"])))
         for label, content in words.evidence(finding):
             console.print(_row(_text(f"{label}: {content}"), 5))
         if finding.heat_map is not None:
@@ -174,6 +186,6 @@ def _sentences(title: str, sentences: tuple[str, ...], console: Console) -> None
         return
     _heading(title, console)
     for sentence in sentences[:_SENTENCES]:
-        console.print(_row(_text(f"- {line(sentence)}"), 2))
+        console.print(_item("-", _text(line(sentence))))
     if len(sentences) > _SENTENCES:
         console.print(_row(_text(f"and {len(sentences) - _SENTENCES} more", "dim"), 2))

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from coatref.conformance.report.results import CaseResult, Comparison, Finding, Report, Stage
 
 HEADLINES = {"pass": "CONFORMS", "fail": "FAILS", "cannot judge": "CANNOT BE JUDGED"}
+MARKS = {"pass": "\N{CHECK MARK}", "fail": "\N{MULTIPLICATION X}", "cannot judge": "?"}  # beside colour and words
 _VERBS = {
     "pass": "{target} computes {spec} in {precision}",
     "fail": "{target} does not compute {spec} in {precision}",
