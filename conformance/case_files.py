@@ -197,11 +197,11 @@ def read_case(path: str | os.PathLike[str]) -> Case:
         spec = Spec.from_json(metadata[KEY + "spec"])
         precision = precision_from(json.loads(metadata[KEY + "precision"]))
         x = tensors.pop("x")
-        params = from_flat(spec, {name.removeprefix(PARAMETER): array for name, array in tensors.items()})
-        texts = [metadata[KEY + key] for key in ("name", "check", "about")]
+        params = from_flat(spec, {key.removeprefix(PARAMETER): array for key, array in tensors.items()})
+        name, check, about = (metadata[KEY + key] for key in ("name", "check", "about"))
     except (CoatrefError, KeyError, ValueError) as error:
         raise FileFormatError(f"{path} is no case that can be used: {error}") from None
-    return Case(*texts, precision, params, x)
+    return Case(name, check, about, precision, params, x)
 
 
 def precision_from(plain: Any) -> Precision:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from coatref.conformance.report.results import CaseResult, Check, Report
+from coatref.conformance.report.words import HEADLINES, headline
 from coatref.errors import CoatrefError
 
 CHECKS: tuple[Check, ...] = get_args(Check)
 STALE = "expected failures"  # the test that looks for entries of `expected_failed` that are no longer true
+
+WIDTH = 100  # columns of a failed test's message
 
 Status = Literal["pass", "fail", "skip", "expected"]
 
@@ -45,7 +50,7 @@ def id_of(check: str) -> str:
 
 def verdict_line(report: Report) -> str:
     """The judgement in one line."""
-    return f"{report.target}: {' '.join(report.summary.split())}"
+    return f"{HEADLINES[report.verdict]}  {headline(report)}"
 
 
 def judged_once(stash: Any, key: Any, judge: Callable[[], Report]) -> Report:
@@ -68,7 +73,8 @@ def judged_once(stash: Any, key: Any, judge: Callable[[], Report]) -> Report:
 def kind_result(report: Report, check: str, expected: Mapping[str, str]) -> KindResult:
     """What a kind of check found.
 
-    A report that does not pass makes at least one kind fail, unless every failure was expected.
+    A report that does not pass makes at least one kind fail, unless every failure was expected. A case that could not be
+    judged counts only where the whole could not.
 
     Args:
         report: the judgement.
@@ -79,7 +85,7 @@ def kind_result(report: Report, check: str, expected: Mapping[str, str]) -> Kind
         lines = stale(report, expected)
         return KindResult(check, report, (), "fail" if lines else "pass", "\n".join(lines))
     cases = tuple(case for case in report.results if case.check == check)
-    wrong = [case for case in cases if case.verdict == "fail" or (case.verdict != "pass" and not report.conforms)]
+    wrong = [case for case in cases if case.verdict in ("fail", report.verdict) and case.verdict != "pass"]
     reasons = {case.case: reason for case in wrong if (reason := why_expected(report, case, expected)) is not None}
     surprising = [case for case in wrong if case.case not in reasons]
     if surprising:
@@ -89,7 +95,7 @@ def kind_result(report: Report, check: str, expected: Mapping[str, str]) -> Kind
     if not report.conforms and all(case.verdict == "pass" for case in report.results):
         return KindResult(check, report, cases, "fail", failure_text(report, []))  # no case says why
     if not any(case.verdict == "pass" for case in cases):
-        reason = "; ".join(dict.fromkeys(case.problem for case in cases if case.problem))
+        reason = "; ".join(dict.fromkeys(why_unjudged(case) for case in cases))
         return KindResult(check, report, cases, "skip", reason or f"the judgement has no case of the kind {check!r}")
     return KindResult(check, report, cases, "pass")
 
@@ -116,32 +122,38 @@ def stale(report: Report, expected: Mapping[str, str]) -> list[str]:
 
 
 def failure_text(report: Report, cases: list[CaseResult]) -> str:
-    """What a failed test prints: the verdict, the cases, the mistakes that explain them, the command to repeat it."""
+    """What a failed test prints: the report on these cases, and on the mistakes that explain them.
+
+    Args:
+        report: the judgement.
+        cases: that fail or could not be judged; empty: the report is not one of cases, and all of it is shown.
+    """
+    from rich.console import Console
+
+    from coatref.conformance.report.text import render
+
     names = {case.case for case in cases}
-    findings = [finding for finding in report.findings if not cases or not finding.cases or names & set(finding.cases)]
-    lines = [verdict_line(report)]
-    for case in cases:
-        lines += ["", *case_lines(case)]
-    for finding in findings:
-        where = f" in {', '.join(finding.places)}" if finding.places else ""
-        lines += ["", f"found{where}: {finding.sentence}" + (f" [{finding.mistake}]" if finding.mistake else "")]
-    if report.conforms_to:
-        lines += ["", f"It conforms to {report.conforms_to}."]
-    if report.reproduce:
-        lines += ["", f"reproduce: {report.reproduce}"]
-    return "\n".join(lines)
+    if cases:
+        smallest = report.counterexample
+        report = dataclasses.replace(
+            report,
+            results=tuple(cases),
+            findings=tuple(found for found in report.findings if not found.cases or names & set(found.cases)),
+            counterexample=smallest if smallest is not None and smallest.case in names else None,
+        )
+    report = dataclasses.replace(report, stages=(), excludes=(), not_covered=())
+    text = io.StringIO()
+    render(report, Console(file=text, width=WIDTH, no_color=True, markup=False, highlight=False, emoji=False))
+    unjudged = [line for case in cases if case.verdict == "cannot judge" for line in unjudged_lines(case)]
+    return "\n".join([text.getvalue().rstrip(), *unjudged])
 
 
-def case_lines(case: CaseResult) -> list[str]:
-    """One case in a few lines: what it shows, and its worst values."""
-    size = "x".join(map(str, case.image))
-    lines = [f"{case.verdict}: {case.case} ({case.spec}, images {size}): {case.about}"]
-    if case.problem:
-        lines.append(f"  {case.problem}")
-    wrong = [comparison for comparison in case.comparisons if comparison.verdict != "pass"]
-    for comparison in wrong[:5]:
-        margin = "" if comparison.margin is None else f", {comparison.margin:.3g} times what rounding explains"
-        lines.append(f"  {comparison.value}: {comparison.reason or comparison.verdict}{margin}")
-    if len(wrong) > 5:
-        lines.append(f"  and {len(wrong) - 5} more values")
-    return lines
+def unjudged_lines(case: CaseResult) -> list[str]:
+    """A case that could not be judged, and why, in two lines."""
+    return [f"Not judged: {case.case}: {case.about}", f"  {why_unjudged(case)}"]
+
+
+def why_unjudged(case: CaseResult) -> str:
+    """Why a case could not be judged."""
+    reasons = dict.fromkeys(comparison.reason for comparison in case.comparisons if comparison.reason)
+    return case.problem or "; ".join(list(reasons)[:3]) or f"{case.case} could not be judged"

@@ -29,7 +29,10 @@ DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF1
 
 
 def write_tensors(
-    path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], storage: str, metadata: Mapping[str, str] | None = None
+    path: str | os.PathLike[str],
+    arrays: Mapping[str, np.ndarray],
+    storage: str,
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write arrays to a safetensors file, rounded to a storage type.
 

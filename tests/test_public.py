@@ -29,6 +29,7 @@ NAMES = [
     "SpecError",
     "UnknownSpecError",
     "WeightsError",
+    "check",
     "convert",
     "forward",
     "init",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import traceback
@@ -21,9 +22,13 @@ from coatref.errors import CoatrefError
 
 USAGE_OR_ERROR, INTERRUPTED, PIPE_CLOSED = 2, 130, 141  # the last two as a shell shows a process that a signal ended
 
+# Modules with more commands, by name: what defines a CoAtNet imports nothing of what judges one. Each has a function
+# `register(app)`, and imports little.
+COMMANDS = ("coatref.conformance.commands",)
+
 app = typer.Typer(
     name="coatref",
-    help="The reference definition of CoAtNet (Dai et al. 2021): its networks, their size, and their output.",
+    help="The reference definition of CoAtNet (Dai et al. 2021): its networks, their output, and a judge of others.",
     epilog="Examples:\n\ncoatref forward\n\ncoatref spec coatnet_0\n\ncoatref COMMAND --help",
     add_completion=False,
     rich_markup_mode="rich",
@@ -36,6 +41,8 @@ app.command(
 )(spec)
 app.command(epilog=FORWARD_EXAMPLES)(forward)
 app.command(epilog="Examples:\n\ncoatref info\n\ncoatref info --json")(info)
+for _module in COMMANDS:
+    importlib.import_module(_module).register(app)
 
 
 def _print_version(wanted: bool) -> None:

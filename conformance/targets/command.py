@@ -27,6 +27,8 @@ import numpy as np
 from coatref.conformance.case_files import read_answer
 from coatref.conformance.precision import Precision
 from coatref.conformance.target import Output, Target
+from coatref.conformance.targets.spelling import command as command_line
+from coatref.conformance.targets.spelling import refuse_options, versions
 from coatref.conformance.tensor_files import write_tensors
 from coatref.errors import FileFormatError, InputError
 from coatref.params import Params
@@ -63,8 +65,9 @@ def make(
         InputError: the command is empty or lacks {input} or {output}, no spec is known, or the timeout is no number.
     """
     words = command_words(argument, ("{input}", "{output}"))
-    precision = precision or Precision()
-    timeout = timeout_from(options or {})
+    precision, options = precision or Precision(), dict(options or {})
+    refuse_options("cmd", options, ("timeout",))
+    timeout = timeout_from(options)
     takes_spec, takes_params = "{spec}" in argument, "{params}" in argument
     if spec is None and weights is not None:
         spec = weights.spec
@@ -88,7 +91,8 @@ def make(
         params=weights,
         takes_params=takes_params,
         variant=(lambda other: again(spec=other)) if takes_spec and takes_params else None,
-        command=shlex.quote(f"cmd:{argument}"),
+        command=command_line(f"cmd:{argument}", spec=spec, precision=precision, options=options),
+        versions=versions(),
     )
 
 
@@ -100,6 +104,8 @@ def command_words(command: str, needed: Sequence[str]) -> list[str]:
     """
     try:
         words = shlex.split(command)
+        if len(words) == 1 and words[0] != command:  # the quotation marks of cmd:"..." came with it
+            words = shlex.split(words[0])
     except ValueError as error:
         raise InputError(f"The command {command!r:.200} cannot be split into words: {error}.") from None
     absent = [placeholder for placeholder in needed if not any(placeholder in word for word in words)]

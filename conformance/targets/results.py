@@ -10,6 +10,7 @@ import numpy as np
 from coatref.conformance.case_files import DigestIndex, answer_path, case_path, read_answer, read_case
 from coatref.conformance.precision import Precision
 from coatref.conformance.target import Output, Target
+from coatref.conformance.targets.spelling import command, refuse_options, versions
 from coatref.errors import InputError
 from coatref.params import Params
 from coatref.specification.spec import Spec
@@ -36,6 +37,7 @@ def make(
         InputError: the folder has no index or no cases, or its cases have another precision.
         FileFormatError: the index or the first case is damaged.
     """
+    refuse_options("results", options or {})
     index = DigestIndex.read(argument)
     if not index.files:
         raise InputError(f"{index.folder} has no cases; write them anew with: coatref cases {index.folder}")
@@ -64,6 +66,7 @@ def make(
         run=run,
         precision=index.precision,
         params=weights,
-        command=f"results:{argument}",
+        command=command(f"results:{argument}", spec=spec, precision=index.precision, options={}),
+        versions=versions(),
     )
     return dataclasses.replace(target, variant=lambda other: dataclasses.replace(target, spec=other))
