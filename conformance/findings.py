@@ -53,6 +53,7 @@ PART_OF_VALUE = {
     "ffn_scale": "layer scale",
     "norm": "convnext",
 }
+NOTHING = "gives nothing to compare"  # how the finding for a candidate that raises begins
 STEM_AND_HEAD = {
     "s0.conv1": "stem convolution",
     "s0.norm1": "stem norm",
@@ -99,7 +100,7 @@ def findings(outcomes: Sequence[Outcome], diagnosis: Diagnosis) -> list[Finding]
         )
     for outcome in raised[:1]:
         cases = tuple(each.case.name for each in raised)
-        found.append(Finding("", (), f"gives nothing to compare: {outcome.result.problem}", cases=cases))
+        found.append(Finding("", (), f"{NOTHING}: {outcome.result.problem}", cases=cases))
     return found
 
 

@@ -16,11 +16,13 @@ from coatref.conformance import surgery
 from coatref.conformance.cases import Case, drawn_images, drawn_params, stored_params
 from coatref.conformance.precision import Precision
 from coatref.conformance.report.results import Check
-from coatref.conformance.surgery import Flat, fan_in, integers, linear_values, telling_values
+from coatref.conformance.surgery import Flat, centred, fan_in, integers, linear_values, telling_values
 from coatref.specification.parts import ConvNeXt, ConvStem, MBConv, Transformer
 from coatref.specification.spec import Block, Spec
 
 Random = np.random.Generator
+ABOVE = 10.0  # how far above the start of an activation's linear part a signal is lifted,
+GAIN = 3.0  # and how large it is there
 Build = Callable[[Flat, Spec, Block, Random], None]
 
 
@@ -71,7 +73,7 @@ def mbconv_base(flat: Flat, spec: Spec, block: Block, random: Random) -> float:
     surgery.transparent(flat, f"{block.name}.pre_norm", run.pre_norm)
     surgery.centre_only(flat, f"{block.name}.depthwise.w")
     surgery.open_gate(flat, block.name)
-    surgery.fill(flat, f"{block.name}.shrink", lambda shape: fan_in(random, shape, 1 / max(linear, 1.0)))
+    surgery.fill(flat, f"{block.name}.shrink", lambda shape: centred(random, shape, 1.0))
     return linear
 
 
@@ -137,7 +139,7 @@ def depthwise_norm(flat: Flat, spec: Spec, block: Block, random: Random) -> None
     linear = mbconv_base(flat, spec, block, random)
     root = np.sqrt(run.inner_norm.epsilon)
     surgery.constant(flat, f"{block.name}.expand_norm", random.normal(size=expanded(flat, block)) * root)
-    surgery.sensitive(flat, f"{block.name}.depthwise_norm", run.inner_norm, linear, random)
+    surgery.sensitive(flat, f"{block.name}.depthwise_norm", run.inner_norm, linear + ABOVE, random, GAIN)
 
 
 def depthwise_edges(flat: Flat, spec: Spec, block: Block, random: Random) -> None:
@@ -167,7 +169,7 @@ def expand_norm(flat: Flat, spec: Spec, block: Block, random: Random) -> None:
     level = surgery.LINEAR_FROM[run.pre_norm_activation or "relu"] + 4.0
     gain = np.sqrt(run.inner_norm.epsilon) / level
     surgery.fill(flat, f"{block.name}.expand", lambda shape: fan_in(random, shape, gain))
-    surgery.sensitive(flat, f"{block.name}.expand_norm", run.inner_norm, linear, random)
+    surgery.sensitive(flat, f"{block.name}.expand_norm", run.inner_norm, linear + ABOVE, random, GAIN)
 
 
 def expansion(flat: Flat, spec: Spec, block: Block, random: Random) -> None:
@@ -177,9 +179,8 @@ def expansion(flat: Flat, spec: Spec, block: Block, random: Random) -> None:
     surgery.constant(
         flat, f"{block.name}.pre_norm", linear_values(random, (block.input_width,), run.pre_norm_activation)
     )
-    level = surgery.LINEAR_FROM[run.pre_norm_activation or "relu"] + 4.0
-    surgery.fill(flat, f"{block.name}.expand", lambda shape: fan_in(random, shape, 1 / level))
-    surgery.transparent(flat, f"{block.name}.expand_norm", run.inner_norm, linear + 4.0)
+    surgery.fill(flat, f"{block.name}.expand", lambda shape: centred(random, shape, GAIN / 2))
+    surgery.transparent(flat, f"{block.name}.expand_norm", run.inner_norm, linear + ABOVE)
 
 
 def pre_activation(flat: Flat, spec: Spec, block: Block, random: Random) -> None:
@@ -187,8 +188,8 @@ def pre_activation(flat: Flat, spec: Spec, block: Block, random: Random) -> None
     run = mbconv(block)
     linear = mbconv_base(flat, spec, block, random)
     surgery.constant(flat, f"{block.name}.pre_norm", telling_values(random, (block.input_width,)))
-    surgery.fill(flat, f"{block.name}.expand", lambda shape: fan_in(random, shape))
-    surgery.transparent(flat, f"{block.name}.expand_norm", run.inner_norm, linear + 4.0)
+    surgery.fill(flat, f"{block.name}.expand", lambda shape: fan_in(random, shape, GAIN))
+    surgery.transparent(flat, f"{block.name}.expand_norm", run.inner_norm, linear + ABOVE)
 
 
 def pre_norm(flat: Flat, spec: Spec, block: Block, random: Random) -> None:
@@ -197,17 +198,24 @@ def pre_norm(flat: Flat, spec: Spec, block: Block, random: Random) -> None:
     need(run.pre_norm.kind == "batch")
     expansion(flat, spec, block, random)
     level = surgery.LINEAR_FROM[run.pre_norm_activation or "relu"] + 4.0
-    surgery.sensitive(flat, f"{block.name}.pre_norm", run.pre_norm, level, random)
+    surgery.sensitive(flat, f"{block.name}.pre_norm", run.pre_norm, level, random, GAIN)
 
 
 def varied_expansion(flat: Flat, spec: Spec, block: Block, random: Random) -> None:
     """The branch on a picture, transparent but for the expansion: which positions it takes, and how it pools."""
     run = mbconv(block)
     linear = mbconv_base(flat, spec, block, random)
-    level = surgery.LINEAR_FROM[run.pre_norm_activation or "relu"] + 4.0 if run.pre_norm_activation else 0.0
+    level = surgery.LINEAR_FROM[run.pre_norm_activation] + ABOVE if run.pre_norm_activation else 0.0
     surgery.transparent(flat, f"{block.name}.pre_norm", run.pre_norm, level)
-    surgery.fill(flat, f"{block.name}.expand", lambda shape: fan_in(random, shape))
-    surgery.transparent(flat, f"{block.name}.expand_norm", run.inner_norm, linear + 4.0)
+    surgery.fill(flat, f"{block.name}.expand", lambda shape: centred(random, shape, GAIN))
+    surgery.transparent(flat, f"{block.name}.expand_norm", run.inner_norm, linear + ABOVE)
+
+
+def pooled_expansion(flat: Flat, spec: Spec, block: Block, random: Random) -> None:
+    """The pool of the branch on a picture, before an activation that bends: a mean over positions hides no mean then."""
+    need(mbconv(block).stride_at == "pool")
+    varied_expansion(flat, spec, block, random)
+    surgery.transparent(flat, f"{block.name}.expand_norm", mbconv(block).inner_norm)
     surgery.fill(flat, f"{block.name}.shrink", lambda shape: fan_in(random, shape, 2.0))
 
 
@@ -216,7 +224,7 @@ def varied_depthwise(flat: Flat, spec: Spec, block: Block, random: Random) -> No
     varied_expansion(flat, spec, block, random)
     linear = surgery.LINEAR_FROM[mbconv(block).activation]
     surgery.fill(flat, f"{block.name}.depthwise", lambda shape: fan_in(random, (*shape, 1))[..., 0])
-    surgery.transparent(flat, f"{block.name}.depthwise_norm", mbconv(block).inner_norm, linear + 8.0)
+    surgery.transparent(flat, f"{block.name}.depthwise_norm", mbconv(block).inner_norm, linear + ABOVE)
 
 
 def varied_gate(flat: Flat, spec: Spec, block: Block, random: Random) -> None:
@@ -491,7 +499,8 @@ def stem_norm(flat: Flat, spec: Spec, block: Block, random: Random) -> None:
     root = float(np.sqrt(spec.stem.norm.epsilon))
     surgery.fill(flat, "s0.conv1", lambda shape: fan_in(random, shape, root))
     linear = surgery.LINEAR_FROM[spec.stem.activation]
-    surgery.sensitive(flat, "s0.norm1", spec.stem.norm, linear + 4.0, random)
+    surgery.sensitive(flat, "s0.norm1", spec.stem.norm, linear + ABOVE, random, GAIN)
+    surgery.fill(flat, "s0.conv2", lambda shape: centred(random, shape))
 
 
 def stem_picture(flat: Flat, spec: Spec, block: Block, random: Random) -> None:
@@ -501,7 +510,9 @@ def stem_picture(flat: Flat, spec: Spec, block: Block, random: Random) -> None:
         return
     linear = surgery.LINEAR_FROM[stem.activation]
     if "s0.norm1.gamma" in flat:
-        surgery.transparent(flat, "s0.norm1", stem.norm, linear + 4.0)
+        surgery.transparent(flat, "s0.norm1", stem.norm, linear + ABOVE)
+        surgery.fill(flat, "s0.conv1", lambda shape: fan_in(random, shape, GAIN))
+        surgery.fill(flat, "s0.conv2", lambda shape: centred(random, shape))
 
 
 def baseline(flat: Flat, spec: Spec, block: Block, random: Random) -> None:
@@ -574,6 +585,7 @@ PROBES = (
     Probe("picture", "shortcut", "amplifier", None, "any", None, "image", baseline),
     Probe("expansion of a picture", "expansion", "amplifier", M, "plain", "", "image", varied_expansion),
     Probe("stride", "expansion", "amplifier", M, "strided", "", "image", varied_expansion),
+    Probe("pool", "mbconv pool", "amplifier", M, "strided", "", "image", pooled_expansion),
     Probe("depthwise kernel", "depthwise convolution", "amplifier", M, "plain", "", "image", varied_depthwise),
     Probe("depthwise stride", "depthwise convolution", "amplifier", M, "strided", "", "image", varied_depthwise),
     Probe("squeeze-excite of a picture", "squeeze-excite", "amplifier", M, "any", "", "image", varied_gate),

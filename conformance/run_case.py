@@ -105,6 +105,8 @@ def run_case(target: Target, case: Case, probes: int, seed: int, known: Answer |
     began = time.perf_counter()
     try:
         found = outputs(target, case)
+        if case.primitive:  # a probe isolates one part by itself, and is judged by what reaches the output
+            found = {OUTPUT: found[OUTPUT]}
     except Unusable as problem:
         return Outcome(case, result_of(case, "fail", (), str(problem), began))
     if known is None or set(found) != {OUTPUT}:

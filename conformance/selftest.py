@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
+import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from coatref.conformance.evaluate import OUTPUT
 from coatref.conformance.honest.half import storing
-from coatref.conformance.judge import Known, check
+from coatref.conformance.judge import check
+from coatref.conformance.kill_matrix import document, requirements
+from coatref.conformance.looking import Known
+from coatref.conformance.mistakes.catalogue import mistakes
 from coatref.conformance.mistakes.changed import Changed, compute, shapes
-from coatref.conformance.mistakes.mistake import Mistake, NotApplicable, applies
+from coatref.conformance.mistakes.mistake import Mistake, applies
 from coatref.conformance.precision import Precision, as_stored, declared, rounded
 from coatref.conformance.report.results import Report
+from coatref.conformance.suite import random_case
 from coatref.conformance.target import Output, Target
 from coatref.conformance.variants import shrunk
 from coatref.errors import CoatrefError
@@ -25,6 +32,9 @@ from coatref.primitives import Primitives
 from coatref.specification.catalogue import spec as named
 from coatref.specification.spec import Spec
 from coatref.tap import no_tap
+
+if TYPE_CHECKING:
+    from coatref.conformance.honest_runs import HonestRun
 
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 SPECS = (  # each mistake is planted into the first of these in which it can be made
@@ -42,6 +52,8 @@ SPECS = (  # each mistake is planted into the first of these in which it can be 
     "coatnet_0/linear-attention",
 )
 CHECKS = ("wiring", "amplifier", "random", "law", "as given")
+PORTION = 40  # judgements that share answers in one process
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 Progress = Callable[[int, int, str], None]
 
@@ -97,6 +109,7 @@ class Row:
         located: parts of the network that it names.
         exact: whether the mistake itself is named, or one that computes the same.
         located_without: whether the part is named without the catalogue, by the first probe that fails.
+        reshaped: whether the implementation takes parameters of other shapes.
         seconds: that the judgement took.
     """
 
@@ -181,27 +194,159 @@ def equal(mistake: Mistake, other: str, report: Report, known: Known) -> bool:
     return pairs > 0
 
 
+def pairs(count: int, seed: int) -> list[tuple[Mistake, Mistake]]:
+    """Random pairs of mistakes that can be made together in the first of the small networks.
+
+    A pair is left out where one of the two cannot be seen beside the other: where both together compute the same as one
+    of them alone, on every case of a small suite.
+    """
+    spec = homes()[SPECS[0]]
+    able = [mistake for mistake in mistakes() if applies(mistake, spec) and shapes_of([mistake], spec) == shapes(spec)]
+    random = np.random.default_rng(seed)
+    found: list[tuple[Mistake, Mistake]] = []
+    while len(found) < count:
+        first, second = (able[int(index)] for index in random.choice(len(able), 2, replace=False))
+        if composable(first, second, spec) and visible(first, second, spec, seed):
+            found.append((first, second))
+    return found
+
+
 def composable(first: Mistake, second: Mistake, spec: Spec) -> bool:
-    """Whether two mistakes can be made in one network, and both keep its shapes and show beside each other."""
+    """Whether two mistakes can be made in one network and keep its shapes."""
     try:
         both = second.change(first.change(Changed(spec)))
         return shapes(both.spec) == shapes(spec)
-    except (CoatrefError, NotApplicable):
+    except CoatrefError:
         return False
 
 
-def all_rows(
-    chosen: Iterable[Mistake], dtypes: Sequence[str], level: str, seed: int, progress: Progress | None
-) -> list[Row]:
-    """Every mistake in every type."""
-    networks, todo = homes(), list(chosen)
-    rows: list[Row] = []
-    for dtype in dtypes:
-        known = {name: Known() for name in networks}
-        for mistake in todo:
-            spec = home(mistake, networks)
-            if progress is not None:
-                progress(len(rows), len(todo) * len(dtypes), f"{mistake.name} in {dtype}")
-            if spec is not None:
-                rows.append(judge_planted([mistake], spec, dtype, known[spec.name], level, seed))
+def visible(first: Mistake, second: Mistake, spec: Spec, seed: int) -> bool:
+    """Whether two mistakes together differ from each of them alone, on a network with drawn weights."""
+    case = random_case(spec, seed, 2, declared("float64"))
+    outputs = []
+    for chosen in ([first, second], [first], [second]):
+        changed = Changed(spec)
+        for mistake in chosen:
+            changed = mistake.change(changed)
+        with np.errstate(all="ignore"):
+            outputs.append(compute(changed, case.params, case.x))
+    both, *alone = outputs
+    size = float(np.max(np.abs(both), initial=0.0))
+    return bool(np.isfinite(size)) and all(float(np.max(np.abs(both - one))) > 1e-9 * size for one in alone)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some judgements for one process: mistakes (one or two at a time) in one type."""
+
+    planted: tuple[tuple[str, ...], ...]
+    dtype: str
+    seed: int
+
+
+def judge_chunk(chunk: Chunk) -> list[Row]:
+    """The rows of a chunk; answers are shared within it."""
+    by_name, networks = {mistake.name: mistake for mistake in mistakes()}, homes()
+    known = {name: Known() for name in networks}
+    rows = []
+    for names in chunk.planted:
+        chosen = [by_name[name] for name in names]
+        spec = home(chosen[0], networks)
+        if spec is not None:
+            rows.append(judge_planted(chosen, spec, chunk.dtype, known[spec.name], "selftest", chunk.seed))
     return rows
+
+
+def chunks(planted: Sequence[tuple[str, ...]], dtypes: Sequence[str], seed: int) -> list[Chunk]:
+    """Judgements in portions: those of neighbouring mistakes stay together, since they share answers."""
+    return [
+        Chunk(tuple(planted[start : start + PORTION]), dtype, seed)
+        for dtype in dtypes
+        for start in range(0, len(planted), PORTION)
+    ]
+
+
+def judge_all(todo: Sequence[Chunk], progress: Progress | None) -> list[Row]:
+    """The rows of all chunks, on all cores where there are several chunks; each process computes on one thread."""
+    if len(todo) == 1:
+        return judge_chunk(todo[0])
+    threads = {name: os.environ.get(name) for name in THREADS}
+    os.environ.update(dict.fromkeys(THREADS, "1"))
+    rows: list[Row] = []
+    try:
+        with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+            for number, some in enumerate(pool.map(judge_chunk, todo), start=1):
+                rows.extend(some)
+                if progress is not None:
+                    progress(number, len(todo), f"{len(rows)} judgements")
+    finally:
+        for name, value in threads.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+    return rows
+
+
+@dataclass(frozen=True)
+class SelfTest:
+    """What the judge is worth.
+
+    Attributes:
+        level, seed: as asked for.
+        rows: one mistake at a time.
+        together: two mistakes at once.
+        honest: runs of right implementations.
+        seconds: that it took.
+    """
+
+    level: str
+    seed: int
+    rows: tuple[Row, ...]
+    together: tuple[Row, ...]
+    honest: tuple[HonestRun, ...]
+    seconds: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether every figure is what it must be; see `kill_matrix.requirements`."""
+        return all(reached for _, _, reached in requirements(self))
+
+    def markdown(self) -> str:
+        """The kill matrix as a document."""
+        return document(self)
+
+    def to_json(self) -> dict[str, Any]:
+        """All rows as plain data."""
+        return {"format": "coatref-selftest", "version": 1, **dataclasses.asdict(self)}
+
+
+def run(level: str = "sample", seed: int = 0, progress: Progress | None = None) -> SelfTest:
+    """Judge the judge.
+
+    Args:
+        level: "sample" is a minute's work: some mistakes of every part in two types. "full" is everything.
+        seed: of what is drawn, and of which mistakes the sample takes.
+        progress: as in `coatref.check`.
+    """
+    from coatref.conformance.honest_runs import false_alarms
+
+    began = time.perf_counter()
+    full = level == "full"
+    networks = homes()
+    able = [mistake.name for mistake in mistakes() if home(mistake, networks) is not None]
+    chosen = able if full else sampled(able, seed)
+    rows = judge_all(chunks([(name,) for name in chosen], DTYPES if full else DTYPES[1::2], seed), progress)
+    two = [(first.name, second.name) for first, second in pairs(100 if full else 3, seed)]
+    together = judge_all(chunks(two, ["float32"], seed), progress)
+    honest = false_alarms(cases=60 if full else 1, seed=seed, slow=full, progress=progress)
+    return SelfTest(level, seed, tuple(rows), tuple(together), tuple(honest), time.perf_counter() - began)
+
+
+def sampled(names: Sequence[str], seed: int) -> list[str]:
+    """Two mistakes of every part of the network."""
+    random, by_part = np.random.default_rng(seed), {}
+    parts = {mistake.name: mistake.primitive for mistake in mistakes()}
+    for name in names:
+        by_part.setdefault(parts[name], []).append(name)
+    return [some[int(i)] for some in by_part.values() for i in random.permutation(len(some))[:1]]

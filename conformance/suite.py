@@ -27,19 +27,22 @@ class Level:
         probes: of the error model on a small network, and on a large one.
         large: names of the probes that a candidate of one large size is given; None for all.
         random: drawn configurations.
-        places: where each probe looks.
+        seconds: at most, for the diagnosis of a candidate that fails.
+        everywhere: whether each probe looks at every block that it fits, else at the last one.
     """
 
     probes: tuple[int, int]
     large: tuple[str, ...] | None
     random: int
+    seconds: float = 60.0
     everywhere: bool = False
 
 
 LEVELS = {
-    "quick": Level((8, 2), ("ffn norm", "second norm", "attention"), 4),
-    "default": Level((12, 3), None, 20),
-    "deep": Level((24, 6), None, 200, everywhere=True),
+    "quick": Level((4, 2), ("ffn norm", "second norm", "attention"), 3, 20.0),
+    "default": Level((16, 3), None, 20),
+    "selftest": Level((16, 3), None, 0),
+    "deep": Level((24, 6), None, 200, 900.0, everywhere=True),
 }
 SMALL = 10**6  # parameters: below that a network is judged like a small one
 

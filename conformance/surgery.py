@@ -86,13 +86,13 @@ def transparent(flat: Flat, norm: str, spec: Norm, shift: float = 0.0) -> None:
         flat[f"{norm}.var"] = np.ones(shape)
 
 
-def sensitive(flat: Flat, norm: str, spec: Norm, shift: float, random: np.random.Generator) -> None:
+def sensitive(flat: Flat, norm: str, spec: Norm, shift: float, random: np.random.Generator, gain: float = 1.0) -> None:
     """A BatchNorm of variances about as large as its epsilon; a LayerNorm as it is, for inputs of such a variance.
 
     The values that come in should be about as large as the root of epsilon.
     """
     shape = flat[f"{norm}.gamma"].shape
-    flat[f"{norm}.gamma"] = random.uniform(0.5, 1.5, shape)
+    flat[f"{norm}.gamma"] = gain * random.uniform(0.5, 1.5, shape)
     flat[f"{norm}.beta"] = shift + random.normal(size=shape) * 0.25
     if spec.kind == "batch":
         root = np.sqrt(spec.epsilon)
@@ -137,6 +137,15 @@ def telling_values(random: np.random.Generator, shape: tuple[int, ...]) -> np.nd
 def fan_in(random: np.random.Generator, shape: tuple[int, ...], gain: float = 1.0) -> np.ndarray:
     """A normal kernel that keeps the size of what goes through it, times `gain`."""
     return random.normal(size=shape) * gain / np.sqrt(np.prod(shape[:-1]))
+
+
+def centred(random: np.random.Generator, shape: tuple[int, ...], gain: float = 1.0) -> np.ndarray:
+    """Such a kernel whose columns sum to 0: what all its inputs have in common, such as a shift, does not come through.
+
+    So a signal on a shift is as large, beside what rounding makes of it, as without the shift. A bias is normal.
+    """
+    w = fan_in(random, shape, gain)
+    return w - np.mean(w, axis=tuple(range(w.ndim - 1)), keepdims=True) if w.ndim > 1 else w
 
 
 def fill(flat: Flat, layer: str, make: Callable[[tuple[int, ...]], Any]) -> None:

@@ -11,7 +11,7 @@ from coatref.specification.spec import Spec
 
 SIZES = ((64, 96), (96, 64), (96, 160), (128, 192), (224, 224))  # tried in this order, height and width
 ODD_SIZES = ((75, 107), (67, 99), (70, 106), (96, 160))
-CLASSES = 7
+CLASSES = 37
 
 
 def shrunk(

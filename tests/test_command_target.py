@@ -61,6 +61,15 @@ def test_tensors_come_back_in_their_storage_type_as_the_safetensors_library_read
         np.testing.assert_array_equal(found.numpy(), array)
 
 
+def test_every_tensor_starts_at_a_multiple_of_its_item_size(tmp_path: Path) -> None:
+    arrays = {"mask": np.ones(3, bool), "a": np.ones(2), "other": np.zeros(1, bool), "b": np.ones((3, 1))}
+    write_tensors(tmp_path / "t.safetensors", arrays, "float64")
+    content = (tmp_path / "t.safetensors").read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    assert length % 8 == 0 and all(header[name]["data_offsets"][0] % 8 == 0 for name in ("a", "b"))
+
+
 def test_tensors_of_other_types_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="Tensor a is int64"):
         write_tensors(tmp_path / "t.safetensors", {"a": np.arange(3)}, "float32")

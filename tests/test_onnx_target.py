@@ -32,6 +32,7 @@ from coatref.conformance.mistakes.changed import Changed
 from coatref.conformance.precision import Precision
 from coatref.conformance.target import Target
 from coatref.conformance.targets.onnx import make, wrong_tensors
+from coatref.conformance.targets.onnx_weights import match, read_graph
 from coatref.errors import FileFormatError, InputError
 
 Array = Any
@@ -91,8 +92,8 @@ def file(request: pytest.FixtureRequest, folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def folded(folder: Path) -> Path:
-    """An optimised export: norms folded into convolutions, bias tables gathered; its batch is fixed to two."""
-    return exported(module(NAME), folder / "folded.onnx", torch.zeros(2, 3, *SIZE), dynamo=True, external_data=False)
+    """An optimised export: norms folded into convolutions, bias tables gathered; its batch is fixed to three."""
+    return exported(module(NAME), folder / "folded.onnx", torch.zeros(3, 3, *SIZE), dynamo=True, external_data=False)
 
 
 def weights(name: str = NAME) -> coatref.Params:
@@ -136,7 +137,7 @@ def test_a_folded_export_is_judged_as_given_with_weights_only(folded: Path, tmp_
         make(str(folded), spec=spec_of(NAME))
     target = make(str(folded), weights=weights())
     assert not target.takes_params and not target.any_batch and target.params is not None
-    for batch in (1, 2, 3):
+    for batch in (1, 3, 4):
         assert_right(target, target.params, images(batch))
     assert wrong_tensors(str(folded), weights()) == []
     graph = onnx.load(folded)
@@ -172,6 +173,18 @@ def test_transposed_dense_weights_are_recognised(file: Path, tmp_path: Path) -> 
         target.params.flatten()["head.classifier.w"], weights().flatten()["head.classifier.w"]
     )
     assert_right(target, coatref.init(target.spec, 5, scheme="distinct"), images(1))
+
+
+@pytest.mark.parametrize(("op", "transposed"), [("MatMul", True), ("Gemm", True), ("Gemm transB", False)])
+def test_a_square_matrix_is_transposed_where_it_is_used_so(tmp_path: Path, op: str, transposed: bool) -> None:
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    options: Any = {"transB": 1} if op == "Gemm transB" else {}
+    node = helper.make_node(op.partition(" ")[0], ["x", "net.fc.weight"], ["y"], **options)
+    w = numpy_helper.from_array(np.eye(3, dtype=np.float32), "net.fc.weight")
+    x, y = (helper.make_tensor_value_info(name, kind, [2, 3]) for name in "xy")
+    onnx.save(helper.make_model(helper.make_graph([node], "g", [x], [y], [w])), tmp_path / "square.onnx")
+    found = match(read_graph(str(tmp_path / "square.onnx")), {"fc.weight": (3, 3)}, "timm")
+    assert found.places == {"fc.weight": ("net.fc.weight", transposed)} and found.absent == ()
 
 
 def test_named_values_become_outputs_with_channels_last(file: Path, tmp_path: Path) -> None:

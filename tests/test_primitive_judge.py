@@ -135,6 +135,14 @@ def test_an_unknown_mistake_gives_the_smallest_counterexample() -> None:
     assert "w (3, 7)" in report.counterexample.sentence and "should be" in report.counterexample.sentence
 
 
+def test_what_is_only_near_a_known_mistake_is_not_named_so() -> None:
+    def odd(x: Array, kind: str) -> Array:
+        return DEFINITION.activation(x, "gelu_tanh" if kind == "gelu" else kind) * np.float32(1 + 1e-5)
+
+    [finding] = check_primitive("activation", odd, level="quick").findings
+    assert finding.mistake == ""
+
+
 def raising(x: Array) -> Array:
     raise RuntimeError("no kernel for this size")
 

@@ -4,7 +4,8 @@ Three tests of one value, each at a false-alarm probability of `CHANCE` under th
 
 element   |e_i| <= t sigma_i for every element, t from Student's distribution and the number of elements
 rms       mean (e_i/sigma_i)^2 is no larger than the probes' own, by an F test: sees small errors everywhere
-bias      |mean e_i/sigma_i| is no larger than the probes' own, by a t test: sees small errors of one sign
+bias      |mean e_i/sigma_i|, and the mean of e_i in the direction of the value itself, are no larger than the probes' own,
+          by a t test: sees small errors of one sign, and a wrong scale
 
 sigma_i^2 is the variance of the probes' deviations at element i. Few probes estimate it badly for one element, so it is
 moderated towards the typical one as in Smyth 2004 (the method of limma): a scaled inverse chi-squared prior is fitted to
@@ -23,7 +24,7 @@ import numpy as np
 from coatref.conformance.precision import Precision, smallest_step
 from coatref.conformance.report.results import Comparison, Scatter
 
-CHANCE = 1e-10  # of a false alarm, for each test of each value: 1e-4 in a million of them
+CHANCE = 1e-8  # of a false alarm, for each test of each value: 1e-2 in a million of them
 DOUBT = (
     1e-3  # that the probes' mean square is underestimated by more than allowed for; only then CHANCE may be exceeded
 )
@@ -63,7 +64,7 @@ def compare(value: str, found: Any, expected: Any, deviations: Sequence[Any], pr
         )
     element = np.abs(error) / bound
     worst = np.unravel_index(int(np.argmax(element)), error.shape)
-    rms, bias = collective(error / sigma, [deviation / sigma for deviation in deviations])
+    rms, bias = collective(error / sigma, [deviation / sigma for deviation in deviations], expected / sigma)
     margins = float(element[worst]), rms, bias
     margin = max(margins)
     reason = ""
@@ -71,7 +72,7 @@ def compare(value: str, found: Any, expected: Any, deviations: Sequence[Any], pr
         reason = (
             f"an element is off by {abs(error[worst]):.2e}, {margins[0]:.3g} times what rounding allows",
             f"its errors are together {rms:.3g} times as large as rounding allows",
-            f"its errors lean to one side {bias:.3g} times as much as rounding allows",
+            f"its errors lean to one side, or are in proportion to the value, {bias:.3g} times as much as rounding allows",
         )[margins.index(margin)]
     return Comparison(
         value,
@@ -103,7 +104,9 @@ def spread(deviations: Sequence[Any], expected: Any, precision: Precision) -> tu
     count = len(deviations)
     squares = [np.square(np.asarray(deviation, np.float64)) for deviation in deviations]
     variance = sum(squares[1:], squares[0]) / count
-    floor = max(smallest_step(precision.storage), 1e-140) ** 2 + (1e-16 * np.abs(expected)) ** 2  # the oracle's own rounding
+    floor = (
+        max(smallest_step(precision.storage), 1e-140) ** 2 + (1e-16 * np.abs(expected)) ** 2
+    )  # the oracle's own rounding
     some = variance > 0
     if not np.any(some):
         return np.sqrt(floor), math.inf
@@ -138,22 +141,30 @@ def freedom_of(mean_squares: Sequence[float]) -> float:
     return float(np.clip(2 * mean**2 / upper, 1.0, 1e6)) if upper > 0 else 1e6
 
 
-def collective(error: Any, deviations: Sequence[Any]) -> tuple[float, float]:
-    """Margins of the rms and the bias test, from errors and deviations in units of sigma."""
+def collective(error: Any, deviations: Sequence[Any], expected: Any) -> tuple[float, float]:
+    """Margins of the rms and the bias test, from errors, deviations and expected values in units of sigma."""
     from scipy import stats
 
     count = len(deviations)
     squares = [float(np.mean(deviation**2)) for deviation in deviations]
-    typical = sum(squares) / count
-    means = [float(np.mean(deviation)) for deviation in deviations]
-    lean = math.sqrt(sum(mean**2 for mean in means) / count)
-    own, mean = float(np.mean(error**2)), float(np.mean(error))
+    typical, own = sum(squares) / count, float(np.mean(error**2))
     if typical == 0:
         return (0.0, 0.0) if own == 0 else (math.inf, math.inf)
     freedom = freedom_of(squares)
     ceiling = typical * float(stats.f.isf(CHANCE, min(freedom, error.size), count * freedom))
-    largest = lean * student(count, CHANCE)
-    return math.sqrt(own / ceiling), (abs(mean) / largest if largest > 0 else (0.0 if mean == 0 else math.inf))
+    directions = (np.ones_like(expected), expected / max(float(np.sqrt(np.mean(expected**2))), 1e-300))
+    leans = [lean(error, deviations, direction) for direction in directions]
+    return math.sqrt(own / ceiling), max(leans)
+
+
+def lean(error: Any, deviations: Sequence[Any], direction: Any) -> float:
+    """Margin of the mean product of errors with a direction, by a t test with that of each probe."""
+    count = len(deviations)
+    own = abs(float(np.mean(error * direction)))
+    typical = math.sqrt(sum(float(np.mean(deviation * direction)) ** 2 for deviation in deviations) / count)
+    if typical == 0:
+        return 0.0 if own == 0 else math.inf
+    return own / (typical * student(count, CHANCE))
 
 
 def student(freedom: float, chance: float) -> float:
