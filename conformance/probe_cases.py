@@ -21,8 +21,7 @@ from coatref.specification.parts import ConvNeXt, ConvStem, MBConv, Transformer
 from coatref.specification.spec import Block, Spec
 
 Random = np.random.Generator
-ABOVE = 10.0  # how far above the start of an activation's linear part a signal is lifted,
-GAIN = 3.0  # and how large it is there
+GAIN = 2.0  # the size of signals that go through an activation which an earlier probe has looked at
 Build = Callable[[Flat, Spec, Block, Random], None]
 
 
@@ -136,10 +135,10 @@ def gate(flat: Flat, spec: Spec, block: Block, random: Random) -> None:
 def depthwise_norm(flat: Flat, spec: Spec, block: Block, random: Random) -> None:
     """The second normalisation at variances as large as its epsilon."""
     run = mbconv(block)
-    linear = mbconv_base(flat, spec, block, random)
+    mbconv_base(flat, spec, block, random)
     root = np.sqrt(run.inner_norm.epsilon)
     surgery.constant(flat, f"{block.name}.expand_norm", random.normal(size=expanded(flat, block)) * root)
-    surgery.sensitive(flat, f"{block.name}.depthwise_norm", run.inner_norm, linear + ABOVE, random, GAIN)
+    surgery.sensitive(flat, f"{block.name}.depthwise_norm", run.inner_norm, 0.0, random, GAIN)
 
 
 def depthwise_edges(flat: Flat, spec: Spec, block: Block, random: Random) -> None:
@@ -153,43 +152,43 @@ def depthwise_edges(flat: Flat, spec: Spec, block: Block, random: Random) -> Non
 
 def expand_activation(flat: Flat, spec: Spec, block: Block, random: Random) -> None:
     """The first activation where its forms differ most."""
-    linear = mbconv_base(flat, spec, block, random)
+    mbconv_base(flat, spec, block, random)
     surgery.constant(flat, f"{block.name}.expand_norm", telling_values(random, expanded(flat, block)))
-    surgery.transparent(flat, f"{block.name}.depthwise_norm", mbconv(block).inner_norm, linear + 4.0)
+    surgery.transparent(flat, f"{block.name}.depthwise_norm", mbconv(block).inner_norm)
     surgery.fill(flat, f"{block.name}.shrink", lambda shape: fan_in(random, shape, 4.0))
 
 
 def expand_norm(flat: Flat, spec: Spec, block: Block, random: Random) -> None:
     """The first normalisation at variances as large as its epsilon."""
     run = mbconv(block)
-    linear = mbconv_base(flat, spec, block, random)
+    mbconv_base(flat, spec, block, random)
     surgery.constant(
         flat, f"{block.name}.pre_norm", linear_values(random, (block.input_width,), run.pre_norm_activation)
     )
     level = surgery.LINEAR_FROM[run.pre_norm_activation or "relu"] + 4.0
     gain = np.sqrt(run.inner_norm.epsilon) / level
     surgery.fill(flat, f"{block.name}.expand", lambda shape: fan_in(random, shape, gain))
-    surgery.sensitive(flat, f"{block.name}.expand_norm", run.inner_norm, linear + ABOVE, random, GAIN)
+    surgery.sensitive(flat, f"{block.name}.expand_norm", run.inner_norm, 0.0, random, GAIN)
 
 
 def expansion(flat: Flat, spec: Spec, block: Block, random: Random) -> None:
     """The expansion of constants that no activation changes."""
     run = mbconv(block)
-    linear = mbconv_base(flat, spec, block, random)
+    mbconv_base(flat, spec, block, random)
     surgery.constant(
         flat, f"{block.name}.pre_norm", linear_values(random, (block.input_width,), run.pre_norm_activation)
     )
     surgery.fill(flat, f"{block.name}.expand", lambda shape: centred(random, shape, GAIN / 2))
-    surgery.transparent(flat, f"{block.name}.expand_norm", run.inner_norm, linear + ABOVE)
+    surgery.transparent(flat, f"{block.name}.expand_norm", run.inner_norm)
 
 
 def pre_activation(flat: Flat, spec: Spec, block: Block, random: Random) -> None:
     """Negative constants after the first normalisation, which an activation there would change."""
     run = mbconv(block)
-    linear = mbconv_base(flat, spec, block, random)
+    mbconv_base(flat, spec, block, random)
     surgery.constant(flat, f"{block.name}.pre_norm", telling_values(random, (block.input_width,)))
     surgery.fill(flat, f"{block.name}.expand", lambda shape: fan_in(random, shape, GAIN))
-    surgery.transparent(flat, f"{block.name}.expand_norm", run.inner_norm, linear + ABOVE)
+    surgery.transparent(flat, f"{block.name}.expand_norm", run.inner_norm)
 
 
 def pre_norm(flat: Flat, spec: Spec, block: Block, random: Random) -> None:
@@ -197,43 +196,39 @@ def pre_norm(flat: Flat, spec: Spec, block: Block, random: Random) -> None:
     run = mbconv(block)
     need(run.pre_norm.kind == "batch")
     expansion(flat, spec, block, random)
-    level = surgery.LINEAR_FROM[run.pre_norm_activation or "relu"] + 4.0
-    surgery.sensitive(flat, f"{block.name}.pre_norm", run.pre_norm, level, random, GAIN)
+    surgery.sensitive(flat, f"{block.name}.pre_norm", run.pre_norm, 0.0, random, GAIN)
 
 
 def varied_expansion(flat: Flat, spec: Spec, block: Block, random: Random) -> None:
-    """The branch on a picture, transparent but for the expansion: which positions it takes, and how it pools."""
+    """The branch on a picture, with a plain depthwise kernel: which positions it takes, and how it pools."""
     run = mbconv(block)
-    linear = mbconv_base(flat, spec, block, random)
-    level = surgery.LINEAR_FROM[run.pre_norm_activation] + ABOVE if run.pre_norm_activation else 0.0
-    surgery.transparent(flat, f"{block.name}.pre_norm", run.pre_norm, level)
+    mbconv_base(flat, spec, block, random)
+    surgery.transparent(flat, f"{block.name}.pre_norm", run.pre_norm)
     surgery.fill(flat, f"{block.name}.expand", lambda shape: centred(random, shape, GAIN))
-    surgery.transparent(flat, f"{block.name}.expand_norm", run.inner_norm, linear + ABOVE)
+    surgery.transparent(flat, f"{block.name}.expand_norm", run.inner_norm)
 
 
 def pooled_expansion(flat: Flat, spec: Spec, block: Block, random: Random) -> None:
-    """The pool of the branch on a picture, before an activation that bends: a mean over positions hides no mean then."""
+    """The pool of the branch on a picture, before an activation that bends: the mean of all positions hides it else."""
     need(mbconv(block).stride_at == "pool")
     varied_expansion(flat, spec, block, random)
-    surgery.transparent(flat, f"{block.name}.expand_norm", mbconv(block).inner_norm)
-    surgery.fill(flat, f"{block.name}.shrink", lambda shape: fan_in(random, shape, 2.0))
+    surgery.fill(flat, f"{block.name}.expand", lambda shape: fan_in(random, shape, 8.0))
+    surgery.fill(flat, f"{block.name}.shrink", lambda shape: fan_in(random, shape, 4.0))
 
 
 def varied_depthwise(flat: Flat, spec: Spec, block: Block, random: Random) -> None:
     """The depthwise kernel on a picture: its orientation and its stride."""
     varied_expansion(flat, spec, block, random)
-    linear = surgery.LINEAR_FROM[mbconv(block).activation]
     surgery.fill(flat, f"{block.name}.depthwise", lambda shape: fan_in(random, (*shape, 1))[..., 0])
-    surgery.transparent(flat, f"{block.name}.depthwise_norm", mbconv(block).inner_norm, linear + ABOVE)
+    surgery.transparent(flat, f"{block.name}.depthwise_norm", mbconv(block).inner_norm)
 
 
 def varied_gate(flat: Flat, spec: Spec, block: Block, random: Random) -> None:
     """Squeeze-excite on a picture: what it takes of all positions, and where in the branch it stands."""
     need(mbconv(block).squeeze_excite)
     varied_depthwise(flat, spec, block, random)
-    linear = surgery.LINEAR_FROM[mbconv(block).activation]
     surgery.transparent(flat, f"{block.name}.depthwise_norm", mbconv(block).inner_norm, 0.5)
-    surgery.fill(flat, f"{block.name}.se.reduce", lambda shape: fan_in(random, shape, 4 / max(linear / 4, 1.0)))
+    surgery.fill(flat, f"{block.name}.se.reduce", lambda shape: fan_in(random, shape, 4.0))
     surgery.fill(flat, f"{block.name}.se.expand", lambda shape: fan_in(random, shape, 2.0))
 
 
@@ -498,19 +493,17 @@ def stem_norm(flat: Flat, spec: Spec, block: Block, random: Random) -> None:
     assert isinstance(spec.stem, ConvStem)
     root = float(np.sqrt(spec.stem.norm.epsilon))
     surgery.fill(flat, "s0.conv1", lambda shape: fan_in(random, shape, root))
-    linear = surgery.LINEAR_FROM[spec.stem.activation]
-    surgery.sensitive(flat, "s0.norm1", spec.stem.norm, linear + ABOVE, random, GAIN)
+    surgery.sensitive(flat, "s0.norm1", spec.stem.norm, 0.0, random, GAIN)
     surgery.fill(flat, "s0.conv2", lambda shape: centred(random, shape))
 
 
 def stem_picture(flat: Flat, spec: Spec, block: Block, random: Random) -> None:
-    """Both convolutions of the stem on a picture, without an activation between them."""
+    """Both convolutions of the stem on a picture."""
     stem = spec.stem
     if not isinstance(stem, ConvStem):
         return
-    linear = surgery.LINEAR_FROM[stem.activation]
     if "s0.norm1.gamma" in flat:
-        surgery.transparent(flat, "s0.norm1", stem.norm, linear + ABOVE)
+        surgery.transparent(flat, "s0.norm1", stem.norm)
         surgery.fill(flat, "s0.conv1", lambda shape: fan_in(random, shape, GAIN))
         surgery.fill(flat, "s0.conv2", lambda shape: centred(random, shape))
 
