@@ -14,6 +14,8 @@ from coatref.initialise import init
 from coatref.params import Params, from_flat
 from coatref.specification.spec import Spec
 
+CELL = 32  # pixels, what one position of a CoAtNet's last stage sees
+
 
 @dataclass(frozen=True)
 class Case:
@@ -51,6 +53,21 @@ def drawn_params(spec: Spec, seed: int, precision: Precision) -> Params:
 
 
 def drawn_images(spec: Spec, seed: int, batch: int, precision: Precision) -> np.ndarray:
-    """Normally distributed images of the spec's size, (N, H, W, channels)."""
+    """Images of the spec's size, (N, H, W, channels), in which no two places are alike.
+
+    Noise whose strength differs from image to image and from cell to cell of 32x32 pixels, on a colour of the cell's own:
+    what averages over positions or over images, or takes one for another, has something to go wrong with.
+    """
     random = np.random.default_rng([seed, 77])
-    return rounded(random.normal(size=(batch, *spec.image_size, spec.channels)), precision.storage)
+    height, width = spec.image_size
+    rows, columns = -(-height // CELL), -(-width // CELL)
+    colour = random.normal(size=(batch, rows, columns, spec.channels)) * 1.5
+    strength = np.exp(
+        random.uniform(-1.0, 1.0, (batch, rows, columns, 1)) + random.uniform(-0.5, 0.5, (batch, 1, 1, 1))
+    )
+
+    def spread(cells: np.ndarray) -> np.ndarray:
+        return np.repeat(np.repeat(cells, CELL, axis=1), CELL, axis=2)[:, :height, :width]
+
+    noise = random.normal(size=(batch, height, width, spec.channels))
+    return rounded(spread(colour) + spread(strength) * noise, precision.storage)

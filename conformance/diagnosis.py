@@ -112,6 +112,8 @@ def best_change(search: Search, outcome: Outcome, found: Sequence[Mistake]) -> M
     """The change that, with those found before, explains a case, and most of the others; None if there is none."""
     close: list[tuple[float, Mistake]] = []
     wrong = error(outcome, None)
+    if wrong == float("inf"):  # nothing can be nearer to what is not finite, or of another shape
+        return None
     same_part = [m for m in search.hypotheses if m.primitive == outcome.case.primitive]
     others = [m for m in search.hypotheses if m.primitive != outcome.case.primitive]
     for part in (same_part, others):
@@ -205,7 +207,8 @@ def composed(case: Case, mistakes: Iterable[Mistake]) -> Changed:
 
 def output(search: Search, case: Case, mistakes: Sequence[Mistake]) -> Any:
     """The output of the definition with mistakes put in, in float64; None where they cannot be made or run."""
-    key = (case.name, case.spec.to_json() if case.check == "random" else "", *(mistake.name for mistake in mistakes))
+    several = case.check in ("random", "law")  # a name that stands for other parameters or images with another spec
+    key = (case.name, case.spec.to_json() if several else "", *(mistake.name for mistake in mistakes))
     if key not in search.memo:
         try:
             with np.errstate(all="ignore"):

@@ -87,7 +87,7 @@ def run(
     seen: dict[str, Any],
 ) -> Any:
     """One run with errors injected; writes every value that the candidate has too into `seen`."""
-    sums = model.sums(inject, precision, blocks)
+    sums = model.sums(inject, precision, blocks, params.flatten())
 
     def tap(name: str, value: Any) -> Any:
         value = sums(name, value)
@@ -104,11 +104,13 @@ def run(
 def comparisons(found: Mapping[str, Any], answer: Answer, precision: Precision) -> list[Comparison]:
     """Every value that candidate and definition both have, compared."""
     result = []
+    replayed = len(answer.expected) > 1
     for name, expected in answer.expected.items():
         if answer.overflow:
             result.append(Comparison(name, "cannot judge", reason=f"some value does not fit into {precision.storage}"))
         else:
-            result.append(compare(name, found[name], expected, answer.deviations[name], precision))
+            deviations = answer.deviations[name]
+            result.append(compare(name, found[name], expected, deviations, precision, replayed=replayed))
     return result
 
 

@@ -132,6 +132,11 @@ def located(left: Sequence[Outcome]) -> list[Finding]:
     first = next((outcome for outcome in left if outcome.case.primitive), left[0])
     primitive, place = first.case.primitive, first.case.place
     where = f" of {place}" if place else ""
+    broken = [c.reason for c in first.result.comparisons if c.verdict == "fail" and c.element_margin is None]
+    if broken:  # nothing that has errors: another shape, NaN
+        sentence = f"gives an output that cannot be right: {broken[0]}, in the case {first.case.name!r}"
+        cases = tuple(each.case.name for each in left)
+        return [Finding(primitive, (place,) if place else (), sentence, cases=cases)]
     sentence = (
         f"is wrong in the {primitive}{where}, and no known change of the definition gives what it gives; the case "
         f"{first.case.name!r} is the first that fails"
@@ -201,13 +206,13 @@ def rows(bias: Any, query: int, height: int, width: int) -> tuple[tuple[float, .
 
 def stages(spec: Spec, outcomes: Sequence[Outcome]) -> list[Stage]:
     """Stem, blocks, head and output with the largest margin that a case showed of each."""
-    worst: dict[str, tuple[float, Verdict, str]] = {}
+    worst: dict[str, tuple[float | None, Verdict, str]] = {}
 
     def see(name: str, margin: float | None, verdict: Verdict, case: str) -> None:
         if verdict == "cannot judge" or margin is None:
             return
         known = worst.get(name)
-        if known is None or margin > known[0]:
+        if known is None or known[0] is None or margin > known[0]:
             worst[name] = (margin, verdict, case)
 
     for outcome in outcomes:
@@ -226,7 +231,8 @@ def stages(spec: Spec, outcomes: Sequence[Outcome]) -> list[Stage]:
     ]
     result = []
     for name, about in [*names, (OUTPUT, "output of the whole network")]:
-        margin, verdict, case = worst.get(name, (None, "cannot judge", ""))
+        unseen: tuple[float | None, Verdict, str] = (None, "cannot judge", "")
+        margin, verdict, case = worst.get(name, unseen)
         result.append(Stage(name, about, verdict, margin, case))
     return result
 

@@ -7,9 +7,9 @@ case and precision, and every honest implementation of that precision is compare
 from __future__ import annotations
 
 import dataclasses
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from coatref.conformance.honest.variants import Variant, numpy_variants, present
 from coatref.conformance.mistakes.changed import Changed
 from coatref.conformance.precision import Precision
 from coatref.conformance.random_search import possible_sizes
-from coatref.conformance.report.results import Comparison, Verdict
+from coatref.conformance.report.results import Verdict
 from coatref.conformance.run_case import Outcome, run_case
 from coatref.conformance.suite import LEVELS, probes, random_case
 from coatref.conformance.target import Target
@@ -84,7 +84,8 @@ def false_alarms(
     """Every honest implementation on drawn cases.
 
     Half of the cases are networks with drawn weights, half are probes of single parts. One case in `TRACED` is run once
-    more by one implementation that gives all its values, each of which is then judged on the values before it.
+    more by one implementation that gives all its values, each of which is then judged on the values before it. The judge
+    does so for networks with drawn weights only; here probes are looked into as well.
 
     Args:
         cases: for each precision.
@@ -97,18 +98,19 @@ def false_alarms(
     runs: list[HonestRun] = []
     total = cases * len(precisions)
     for index, precision in enumerate(precisions):
+        name = zlib.crc32(str(precision).encode())
         found = listing(precision, only_numpy, traced=False)
         traced = [each for each in listing(precision, only_numpy, traced=True) if not each.slow]
         for number in range(cases):
-            random = np.random.default_rng([seed, index, number])
+            random = np.random.default_rng([seed, name, number])
             case = drawn(random, precision, small=slow and number % COMPILED == 0)
             if progress is not None:
                 progress(index * cases + number, total, f"{precision}: {case.name}")
             fast = [each for each in found if not each.slow or (slow and number % COMPILED == 0)]
             runs += on_case(fast, case, seed)
             if number % TRACED == 0 and traced:
-                one = traced[int(random.integers(len(traced)))]
-                runs.append(run_of(one, run_case(one.make(case.spec), case, PROBES, seed), traced=True))
+                one, whole = traced[int(random.integers(len(traced)))], dataclasses.replace(case, primitive="")
+                runs.append(run_of(one, run_case(one.make(case.spec), whole, PROBES, seed), traced=True))
     return tuple(runs)
 
 
@@ -186,10 +188,18 @@ def run_of(variant: Variant, outcome: Outcome, *, traced: bool = False) -> Hones
         values = [getattr(each, name) for each in result.comparisons]
         return max((value for value in values if value is not None), default=None)
 
-    failed: list[Comparison] = [each for each in result.comparisons if each.verdict == "fail"]
+    failed = [each for each in result.comparisons if each.verdict == "fail"]
     reason = result.problem or "; ".join(f"{each.value}: {each.reason}" for each in failed)
-    margins: list[Any] = [largest(f"{name}margin") for name in ("", "element_", "rms_", "bias_")]
-    precision = str(variant.precision)
-    return HonestRun(variant.name, precision, result.spec, result.case, result.verdict, *margins, traced, reason)
-
-
+    return HonestRun(
+        variant.name,
+        str(variant.precision),
+        result.spec,
+        result.case,
+        result.verdict,
+        largest("margin"),
+        largest("element_margin"),
+        largest("rms_margin"),
+        largest("bias_margin"),
+        traced,
+        reason,
+    )

@@ -25,6 +25,7 @@ from coatref.conformance.telling import (
     conforms_elsewhere,
     excludes,
     misshapen,
+    other_weights,
     overall,
     reproduce,
     shown_spec,
@@ -73,12 +74,17 @@ def check(
             progress(len(outcomes), len(outcomes), "diagnosis")
         until = time.perf_counter() + LEVELS[level].seconds
         outcomes = closer_look(judged, outcomes, LEVELS[level], seed, until, known)
-        hypotheses = [m for m in (*mistakes(), *lattice(judged.spec)) if applies(m, judged.spec)]
+        if judged.spec not in known.hypotheses:
+            every = (*mistakes(), *lattice(judged.spec))
+            known.hypotheses[judged.spec] = tuple(mistake for mistake in every if applies(mistake, judged.spec))
+        hypotheses = known.hypotheses[judged.spec]
         comparable = [outcome for outcome in outcomes if outcome.answer is not None]
         diagnosis = diagnose(Search(comparable, hypotheses, judged.precision, 6, known.memo, until))
         elsewhere = conforms_elsewhere(judged, outcomes, seed, until, known)
         found = without_repetition([*misshapen(judged), *findings(outcomes, diagnosis)])
-    results = tuple(outcome.result for outcome in outcomes)
+    held, wrong = other_weights(judged)
+    found = [*wrong, *found]
+    results = (*held, *(outcome.result for outcome in outcomes))
     verdict = overall(results)
     return Report(
         target=judged.name,

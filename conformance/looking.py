@@ -10,14 +10,17 @@ from dataclasses import dataclass, field
 from coatref.conformance import suite
 from coatref.conformance.cases import Case
 from coatref.conformance.diagnosis import Memo
-from coatref.conformance.evaluate import OUTPUT, Answer, comparisons
+from coatref.conformance.evaluate import OUTPUT, Answer, answer, comparisons
 from coatref.conformance.laws import laws
+from coatref.conformance.mistakes.changed import Changed
+from coatref.conformance.mistakes.mistake import Mistake
 from coatref.conformance.random_search import Drawn, search
 from coatref.conformance.report.results import CaseResult
 from coatref.conformance.run_case import Outcome, Unusable, outputs, run_case, verdict_of
 from coatref.conformance.suite import Level
 from coatref.conformance.target import Target
 from coatref.errors import CoatrefError
+from coatref.specification.spec import Spec
 
 Progress = Callable[[int, int, str], None]
 
@@ -29,18 +32,22 @@ class Known:
     Attributes:
         answers: name of a case -> the definition's answer.
         memo: outputs of changed definitions; see `diagnosis.Memo`.
+        hypotheses: the mistakes that can be made in a spec.
+        elsewhere: the named specs that could be meant instead of a spec: those with parameters of the same shapes.
     """
 
     answers: dict[str, Answer] = field(default_factory=dict)
     memo: Memo = field(default_factory=dict)
+    hypotheses: dict[Spec, tuple[Mistake, ...]] = field(default_factory=dict)
+    elsewhere: dict[Spec, dict[str, Mistake]] = field(default_factory=dict)
 
 
 def bench(target: Target) -> tuple[Target, str]:
     """The target that probes are made on: a small variant where there is one; and why not, where there is none."""
-    if target.spec.num_parameters() <= suite.SMALL:
-        return target, ""
     if target.variant is None:
         return target, "it exists for one spec only"
+    if target.spec.num_parameters() <= suite.SMALL:
+        return target, ""
     try:
         return target.variant(suite.small_spec(target.spec)), ""
     except CoatrefError as error:
@@ -65,17 +72,25 @@ def fixed_cases(target: Target, level: Level, seed: int) -> Iterator[tuple[Targe
     for case in cases if is_small else suite.large_probes(cases, level):
         yield small, case, count
     if small.variant is not None and is_small:
-        for number, spec in enumerate(suite.other_sizes(small.spec)):
-            try:
-                other = small.variant(spec)
-            except CoatrefError:
-                continue
-            height, width = spec.image_size
-            case = suite.random_case(spec, seed + number, 3 if target.any_batch else 1, other.precision)
-            yield other, suite.renamed(case, f"picture of {height}x{width}"), count
+        for number, other in enumerate(other_sizes(small)[0], start=seed):
+            height, width = other.spec.image_size
+            case = suite.random_case(other.spec, number, 3 if target.any_batch else 1, other.precision)
+            yield other, suite.renamed(case, f"picture of {height}x{width}, seed {number}"), count
     elif level.large is None:
         case = suite.random_case(small.spec, seed + 1, 1, small.precision)
-        yield small, suite.renamed(case, "all branches"), count
+        yield small, suite.renamed(case, f"all branches, seed {seed + 1}"), count
+
+
+def other_sizes(small: Target) -> tuple[list[Target], list[str]]:
+    """The candidate at other sizes of the picture, and why it is not to be had at some."""
+    found, refused = [], []
+    if small.variant is not None and small.spec.num_parameters() <= suite.SMALL:
+        for spec in suite.other_sizes(small.spec):
+            try:
+                found.append(small.variant(spec))
+            except CoatrefError as error:
+                refused.append(f"Pictures of {spec.image_size[0]}x{spec.image_size[1]}: {error}")
+    return found, refused
 
 
 def look(
@@ -96,6 +111,9 @@ def look(
         return outcomes, missing
     if why_not:
         missing.append(f"Other sizes of the network and of the picture: {why_not}.")
+    missing.extend(other_sizes(small)[1])
+    if small.spec.num_parameters() > suite.SMALL and not why_not:
+        missing.append("Other sizes of the picture and drawn configurations: its kind has no small network.")
     if not target.adaptive:
         missing.append("Drawn configurations and laws: only cases written before can be judged.")
         return outcomes, missing
@@ -131,13 +149,19 @@ def lawful(
         return
     base, who = max(candidates, key=lambda pair: (pair[0].case.x.shape[0], -pair[1].spec.num_parameters()))
     large = who.spec.num_parameters() > suite.SMALL
+    assert base.answer is not None
+    only = base.answer
+    if set(only.expected) != {OUTPUT}:  # that was made with the candidate's own values put in, which others have not
+        count = len(only.deviations[OUTPUT])
+        only = answer(Changed(base.case.spec), base.case.params, base.case.x, who.precision, {}, count, seed)
+    shape = only.expected[OUTPUT].shape
     for law in laws(base.case, seed):
         if large and law.name not in ("law: repetition", "law: order of hidden channels"):
             continue
         began = time.perf_counter()
         case = dataclasses.replace(law.change(base.case), name=law.name, check="law", about=law.about)
         try:
-            found = {OUTPUT: law.undo(outputs(who, case)[OUTPUT])}
+            value = outputs(who, case)[OUTPUT]
         except Unusable as problem:
             result = dataclasses.replace(
                 base.result,
@@ -150,10 +174,7 @@ def lawful(
             )
             yield Outcome(case, result)
             continue
-        assert base.answer is not None
-        only = Answer(
-            {OUTPUT: base.answer.expected[OUTPUT]}, {OUTPUT: base.answer.deviations[OUTPUT]}, base.answer.overflow
-        )
+        found = {OUTPUT: law.undo(value) if value.shape == shape else value}
         compared = tuple(comparisons(found, only, who.precision))
         result = dataclasses.replace(
             base.result,
@@ -188,7 +209,10 @@ def drawn(small: Target, level: Level, seed: int, missing: list[str]) -> list[Ou
     refused = Outcome(
         case, CaseResult("refused", "random", case.about, small.spec.name, (1, *small.spec.image_size), "cannot judge")
     )
-    outcomes = [o for o in search(small.spec, level.random, seed, small.any_batch, run) if o is not refused]
+    tried = search(small.spec, level.random, seed, small.any_batch, run)
+    outcomes = [outcome for outcome in tried if outcome is not refused]
+    if not outcomes:
+        missing.append("Drawn configurations: it exists for none that was drawn.")
     failing = [outcome for outcome in outcomes if outcome.failed]
     kept = [outcome for outcome in outcomes if not outcome.failed] + failing[-1:]
     unique = {outcome.case.name: outcome for outcome in kept}
@@ -206,9 +230,14 @@ def closer_look(
     seen = {outcome.case.name for outcome in result}
     count = level.probes[0 if small.spec.num_parameters() <= suite.SMALL else 1]
 
+    order: dict[str, int] = {}
+
     def run(cases: Iterator[Case]) -> None:
         for case in cases:
-            if case.name not in seen and time.perf_counter() < until:
+            order.setdefault(case.name, len(order))
+            if time.perf_counter() > until:
+                break
+            if case.name not in seen:
                 seen.add(case.name)
                 result.append(given(small, case, count, seed, known))
 
@@ -220,5 +249,4 @@ def closer_look(
         places = frozenset(o.case.place for o in result if o.failed and o.case.check == "probe")
         if places:
             run(suite.probes_at(small.spec, seed, small.precision, places))
-    order = {case.name: number for number, case in enumerate(suite.probes(small.spec, seed, small.precision, level))}
     return sorted(result, key=lambda o: order.get(o.case.name, -1 if o.case.check == "as given" else len(order)))

@@ -104,7 +104,7 @@ def other_way(name: str, call: Call, precision: Precision, y: Any, probes: int) 
     found = []
     for number in range(probes):
         deviation = own[number] if np.shape(own[number]) == np.shape(y) else 0.0
-        signs = model.signs(np.random.default_rng(number), np.shape(y))
+        signs = model.draws(np.random.default_rng(number), np.shape(y))
         found.append(OTHER_WAY * (deviation + roundoff(precision.storage) * np.abs(y) * signs))
     return tuple(found)
 
@@ -112,7 +112,7 @@ def other_way(name: str, call: Call, precision: Precision, y: Any, probes: int) 
 def shaken(call: Call, precision: Precision, random: np.random.Generator) -> Call:
     """The same call of a block with every parameter moved by one unit of storage: weights may be folded together."""
     u = roundoff(precision.storage)
-    moved = each_array(lambda a: a * (1.0 + u * model.signs(random, a.shape).astype(np.float64)), call.args["p"])
+    moved = each_array(lambda a: a * (1.0 + u * model.draws(random, a.shape).astype(np.float64)), call.args["p"])
     return Call({**call.args, "p": moved}, call.options)
 
 

@@ -17,6 +17,7 @@ from coatref.conformance.cases import Case, drawn_images, drawn_params, stored_p
 from coatref.conformance.precision import Precision
 from coatref.conformance.report.results import Check
 from coatref.conformance.surgery import Flat, centred, fan_in, integers, linear_values, telling_values
+from coatref.ops import activation
 from coatref.specification.parts import ConvNeXt, ConvStem, MBConv, Transformer
 from coatref.specification.spec import Block, Spec
 
@@ -34,7 +35,7 @@ class Probe:
         primitive: that it looks at.
         check: "wiring" where all numbers on the way are whole, else "amplifier".
         kind: the blocks that have it; None for stem and head.
-        where: which of them: any, or only those with or without a stride.
+        where: which of them: any, only those with or without a stride, or only those that change width or grid or keep both.
         branch: ".attn" or ".ffn" of a Transformer block, "" of the others; None: no branch is active.
         stream: "empty", or "image" for what the stem makes of an image.
         build: chooses the parameters; it raises `Absent` where the spec has no such part.
@@ -44,7 +45,7 @@ class Probe:
     primitive: str
     check: Check
     kind: type | None
-    where: Literal["any", "strided", "plain"]
+    where: Literal["any", "strided", "plain", "changing", "keeping"]
     branch: str | None
     stream: Literal["empty", "image"]
     build: Build
@@ -116,8 +117,16 @@ def shrink_norm(flat: Flat, spec: Spec, block: Block, random: Random) -> None:
 def depthwise_activation(flat: Flat, spec: Spec, block: Block, random: Random) -> None:
     """The second activation where its forms differ most."""
     mbconv_base(flat, spec, block, random)
-    surgery.constant(flat, f"{block.name}.depthwise_norm", telling_values(random, expanded(flat, block)))
-    surgery.fill(flat, f"{block.name}.shrink", lambda shape: fan_in(random, shape, 4.0))
+    values = telling_values(random, expanded(flat, block))
+    surgery.constant(flat, f"{block.name}.depthwise_norm", values)
+    band(flat, f"{block.name}.shrink", random, activation(values, mbconv(block).activation))
+
+
+def band(flat: Flat, layer: str, random: Random, values: Any) -> None:
+    """A layer that adds up channels of similar values, without a bias; see `surgery.banded`."""
+    flat[f"{layer}.w"] = surgery.banded(random, flat[f"{layer}.w"].shape, values)
+    if f"{layer}.b" in flat:
+        flat[f"{layer}.b"] = np.zeros_like(flat[f"{layer}.b"])
 
 
 def gate(flat: Flat, spec: Spec, block: Block, random: Random) -> None:
@@ -153,9 +162,10 @@ def depthwise_edges(flat: Flat, spec: Spec, block: Block, random: Random) -> Non
 def expand_activation(flat: Flat, spec: Spec, block: Block, random: Random) -> None:
     """The first activation where its forms differ most."""
     mbconv_base(flat, spec, block, random)
-    surgery.constant(flat, f"{block.name}.expand_norm", telling_values(random, expanded(flat, block)))
+    values, kind = telling_values(random, expanded(flat, block)), mbconv(block).activation
+    surgery.constant(flat, f"{block.name}.expand_norm", values)
     surgery.transparent(flat, f"{block.name}.depthwise_norm", mbconv(block).inner_norm)
-    surgery.fill(flat, f"{block.name}.shrink", lambda shape: fan_in(random, shape, 4.0))
+    band(flat, f"{block.name}.shrink", random, activation(activation(values, kind), kind))
 
 
 def expand_norm(flat: Flat, spec: Spec, block: Block, random: Random) -> None:
@@ -240,6 +250,13 @@ def convnext_constant(flat: Flat, spec: Spec, block: Block, random: Random) -> N
     surgery.constant(flat, f"{block.name}.norm", random.normal(size=flat[f"{block.name}.norm.gamma"].shape))
 
 
+def convnext_activation(flat: Flat, spec: Spec, block: Block, random: Random) -> None:
+    """The activation where its forms differ most."""
+    assert isinstance(block.run, ConvNeXt)
+    values = ffn_values(flat, block, lambda shape: telling_values(random, shape), norm="norm")
+    band(flat, f"{block.name}.ffn.shrink", random, activation(values, block.run.activation))
+
+
 def convnext_picture(flat: Flat, spec: Spec, block: Block, random: Random) -> None:
     """The whole branch on a picture."""
 
@@ -260,14 +277,21 @@ def first_channel(flat: Flat, norm: str) -> None:
     surgery.constant(flat, norm, values)
 
 
-def ffn_values(flat: Flat, block: Block, values: Callable[[tuple[int, ...]], Any]) -> None:
-    """Chosen constants before the activation of the feed-forward network, through its kernel's first row."""
-    first_channel(flat, f"{block.name}.ffn_norm")
-    w = np.zeros_like(flat[f"{block.name}.ffn.expand.w"])
-    w[0] = values(w[0].shape)
-    flat[f"{block.name}.ffn.expand.w"] = w
-    if f"{block.name}.ffn.expand.b" in flat:
-        flat[f"{block.name}.ffn.expand.b"] = np.zeros(w.shape[1])
+def ffn_values(flat: Flat, block: Block, values: Callable[[tuple[int, ...]], Any], norm: str = "ffn_norm") -> Any:
+    """Chosen constants before the activation of the feed-forward network: its bias, or else its kernel's first row.
+
+    Returns them.
+    """
+    name = f"{block.name}.ffn.expand"
+    first_channel(flat, f"{block.name}.{norm}")
+    w = np.zeros_like(flat[f"{name}.w"])
+    chosen = values(w[0].shape)
+    if f"{name}.b" in flat:
+        flat[f"{name}.b"] = chosen
+    else:
+        w[0] = chosen
+    flat[f"{name}.w"] = w
+    return chosen
 
 
 def ffn_shrink(flat: Flat, spec: Spec, block: Block, random: Random) -> None:
@@ -287,8 +311,8 @@ def ffn_scale(flat: Flat, spec: Spec, block: Block, random: Random) -> None:
 
 def ffn_activation(flat: Flat, spec: Spec, block: Block, random: Random) -> None:
     """The activation where its forms differ most."""
-    ffn_values(flat, block, lambda shape: telling_values(random, shape))
-    surgery.fill(flat, f"{block.name}.ffn.shrink", lambda shape: fan_in(random, shape, 4.0))
+    values = ffn_values(flat, block, lambda shape: telling_values(random, shape))
+    band(flat, f"{block.name}.ffn.shrink", random, activation(values, transformer(block).ffn.activation))
 
 
 def ffn_expand(flat: Flat, spec: Spec, block: Block, random: Random) -> None:
@@ -327,7 +351,7 @@ def attention_values(flat: Flat, spec: Spec, block: Block, random: Random) -> No
 
 
 def attention_sum(flat: Flat, spec: Spec, block: Block, random: Random) -> None:
-    """The same values everywhere under weights that differ: what does not add up to 1 over the keys shows."""
+    """The same values everywhere under weights that differ: what does not add up to 1, on average over queries, shows."""
     need(transformer(block).attention.relative_bias)
     table = {name: value for name, value in flat.items() if ".attn.relative_bias" in name}
     attention_values(flat, spec, block, random)
@@ -408,7 +432,7 @@ def queries(flat: Flat, spec: Spec, block: Block, random: Random) -> None:
     """Queries and keys without a relative bias: their scale, and how heads are cut."""
     even_attention(flat, block, random)
     for name in ("q", "k"):
-        surgery.fill(flat, f"{block.name}.attn.{name}", lambda shape: fan_in(random, shape, 1.2))
+        surgery.fill(flat, f"{block.name}.attn.{name}", lambda shape: fan_in(random, shape, 2.0))
 
 
 def all_attention(flat: Flat, spec: Spec, block: Block, random: Random) -> None:
@@ -483,8 +507,10 @@ def stem_constant(flat: Flat, spec: Spec, block: Block, random: Random) -> None:
 def stem_activation(flat: Flat, spec: Spec, block: Block, random: Random) -> None:
     """The stem's activation where its forms differ most."""
     stem_constant(flat, spec, block, random)
-    surgery.constant(flat, "s0.norm1", telling_values(random, flat["s0.norm1.beta"].shape))
-    surgery.fill(flat, "s0.conv2", lambda shape: fan_in(random, shape, 4.0))
+    assert isinstance(spec.stem, ConvStem)
+    values = telling_values(random, flat["s0.norm1.beta"].shape)
+    surgery.constant(flat, "s0.norm1", values)
+    band(flat, "s0.conv2", random, activation(values, spec.stem.activation))
 
 
 def stem_norm(flat: Flat, spec: Spec, block: Block, random: Random) -> None:
@@ -527,18 +553,6 @@ def passed_on(flat: Flat, spec: Spec, block: Block, random: Random) -> None:
     features(flat, spec, source, random)
 
 
-def carried(flat: Flat, spec: Spec, block: Block, random: Random) -> None:
-    """The same where the width or the grid changes."""
-    need(block.stride == 2 or block.projected)
-    passed_on(flat, spec, block, random)
-
-
-def kept(flat: Flat, spec: Spec, block: Block, random: Random) -> None:
-    """The same where neither changes."""
-    need(block.stride == 1 and not block.projected)
-    passed_on(flat, spec, block, random)
-
-
 M, T, X = MBConv, Transformer, ConvNeXt
 PROBES = (
     Probe("classifier", "classifier", "wiring", None, "any", "last", "empty", classifier),
@@ -565,12 +579,13 @@ PROBES = (
     Probe("pre-activation", "mbconv pre-activation", "amplifier", M, "any", "", "empty", pre_activation),
     Probe("pre-norm", "mbconv pre-norm", "amplifier", M, "any", "", "empty", pre_norm),
     Probe("convnext", "convnext", "amplifier", X, "any", "", "empty", convnext_constant),
-    Probe("residual", "residual", "wiring", T, "plain", "before", "empty", kept),
-    Probe("residual", "residual", "wiring", M, "plain", "before", "empty", kept),
-    Probe("residual", "residual", "wiring", X, "plain", "before", "empty", kept),
-    Probe("shortcut", "shortcut", "amplifier", T, "any", "before", "empty", carried),
-    Probe("shortcut", "shortcut", "amplifier", M, "any", "before", "empty", carried),
-    Probe("shortcut", "shortcut", "amplifier", X, "any", "before", "empty", carried),
+    Probe("activation", "convnext", "amplifier", X, "any", "", "empty", convnext_activation),
+    Probe("residual", "residual", "wiring", T, "keeping", "before", "empty", passed_on),
+    Probe("residual", "residual", "wiring", M, "keeping", "before", "empty", passed_on),
+    Probe("residual", "residual", "wiring", X, "keeping", "before", "empty", passed_on),
+    Probe("shortcut", "shortcut", "amplifier", T, "changing", "before", "empty", passed_on),
+    Probe("shortcut", "shortcut", "amplifier", M, "changing", "before", "empty", passed_on),
+    Probe("shortcut", "shortcut", "amplifier", X, "changing", "before", "empty", passed_on),
     Probe("second convolution", "stem convolution", "amplifier", None, "any", None, "image", stem_constant),
     Probe("stem activation", "stem activation", "amplifier", None, "any", None, "image", stem_activation),
     Probe("stem norm", "stem norm", "amplifier", None, "any", None, "image", stem_norm),
@@ -639,7 +654,9 @@ def fits(probe: Probe, block: Block) -> bool:
     assert probe.kind is not None
     if not isinstance(block.run, probe.kind):
         return False
-    return probe.where == "any" or (block.stride == 2) == (probe.where == "strided")
+    strided, changing = block.stride == 2, block.stride == 2 or block.projected
+    which = {"any": True, "strided": strided, "plain": not strided, "changing": changing, "keeping": not changing}
+    return which[probe.where]
 
 
 def keep(probe: Probe, spec: Spec, block: Block) -> list[str]:

@@ -57,6 +57,7 @@ def search(spec: Spec, examples: int, seed: int, any_batch: bool, run: Callable[
     from hypothesis import HealthCheck, Phase, given, settings
     from hypothesis import seed as seeded
     from hypothesis import strategies as st
+    from hypothesis.errors import Flaky
 
     sizes, outcomes = possible_sizes(spec), []
     if not sizes:
@@ -90,7 +91,7 @@ def search(spec: Spec, examples: int, seed: int, any_batch: bool, run: Callable[
 
     try:
         one()
-    except Mistaken:
+    except (Mistaken, Flaky):  # a candidate that fails once and passes the next time is flaky; what it gave is kept
         pass
     return outcomes
 

@@ -14,7 +14,7 @@ from coatref.conformance.error_model.verdict import scatter
 from coatref.conformance.evaluate import OUTPUT, Answer, answer, comparisons
 from coatref.conformance.mistakes.changed import Changed
 from coatref.conformance.precision import FORMATS, Precision, as_stored
-from coatref.conformance.report.results import CaseResult, Comparison, Verdict
+from coatref.conformance.report.results import CaseResult, Comparison, Scatter, Verdict
 from coatref.conformance.target import Target
 from coatref.errors import LibraryError, WeightsError
 from coatref.params import Params, from_flat
@@ -43,6 +43,9 @@ class Outcome:
         return self.result.verdict == "fail"
 
 
+NO_SCATTER = Scatter()
+
+
 class Unusable(Exception):
     """A candidate's output cannot be compared with anything."""
 
@@ -63,7 +66,7 @@ def outputs(target: Target, case: Case) -> dict[str, Any]:
         given = target.run(stored, as_stored(case.x, target.precision.storage))
     except WeightsError as error:
         raise Unusable(f"it does not take the parameters of the spec: {error}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a program that leaves must not leave with the judge
         raise Unusable(f"it raised {type(error).__name__}: {str(error)[:400]}") from error
     if not isinstance(given, Mapping) or OUTPUT not in given:
         kind = f"{', '.join(map(str, given))}" if isinstance(given, Mapping) else type(given).__name__
@@ -81,6 +84,8 @@ def widened(name: str, value: Any, precision: Precision) -> np.ndarray:
         array = value if isinstance(value, np.ndarray) else library_of(value).to_numpy(value)
     except LibraryError:
         raise Unusable(f"its {name!r} is no array but {type(value).__name__}") from None
+    except Exception as error:  # each library has its own
+        raise Unusable(f"its {name!r} cannot be read: {type(error).__name__}: {str(error)[:200]}") from error
     array = np.asarray(array)
     dtype = array.dtype.name
     if dtype not in FORMATS:
@@ -127,7 +132,12 @@ def verdict_of(compared: tuple[Comparison, ...]) -> Verdict:
 
 
 def result_of(
-    case: Case, verdict: Verdict, compared: tuple[Comparison, ...], problem: str, began: float, *drawn: Any
+    case: Case,
+    verdict: Verdict,
+    compared: tuple[Comparison, ...],
+    problem: str,
+    began: float,
+    drawn: Scatter = NO_SCATTER,
 ) -> CaseResult:
     """A case and what came of it, for the report."""
     return CaseResult(
@@ -139,6 +149,6 @@ def result_of(
         verdict,
         compared,
         problem,
-        *drawn,
+        drawn,
         seconds=time.perf_counter() - began,
     )

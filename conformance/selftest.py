@@ -69,7 +69,8 @@ def planted(changes: Sequence[Mistake], spec: Spec, precision: Precision, traced
         with np.errstate(all="ignore"):
             if precision.storage == precision.accumulate:
                 tap = (lambda name, value: seen.setdefault(name, value)) if traced else no_tap
-                return {**seen, OUTPUT: compute(changed, params, x, tap)} | seen
+                output = compute(changed, params, x, tap)
+                return {**seen, OUTPUT: output}  # which may be probabilities, or changed last, where a trace has logits
             return stored_run(changed, params, x, precision)
 
     target = Target("planted", spec, run, precision, expects=shapes_of(changes, spec))
@@ -78,7 +79,7 @@ def planted(changes: Sequence[Mistake], spec: Spec, precision: Precision, traced
 
 def stored_run(changed: Changed, params: Params, x: np.ndarray, precision: Precision) -> Output:
     """A changed definition computed in the accumulation type, with every value rounded to storage."""
-    forms: Primitives = storing(changed.forms, precision)
+    forms: Primitives = storing(changed.forms, precision, attention=bool(changed.taps))  # which taps may want to see
 
     def tap(name: str, value: Any) -> Any:
         return rounded(value, precision.storage).astype(precision.accumulate)

@@ -44,7 +44,7 @@ LEVELS = {
     "selftest": Level((16, 3), None, 0),
     "deep": Level((24, 6), None, 200, 900.0, everywhere=True),
 }
-SMALL = 10**6  # parameters: below that a network is judged like a small one
+SMALL = 22 * 10**5  # parameters: up to that a network is judged like a small one
 
 
 def as_given(spec: Spec, params: Params | None, seed: int, batch: int, precision: Precision) -> Case:
@@ -107,8 +107,9 @@ def probes_at(spec: Spec, seed: int, precision: Precision, names: frozenset[str]
 
 
 def small_spec(spec: Spec) -> Spec:
-    """The small network that probes are made on."""
-    return shrunk(spec)
+    """The small network that probes are made on; with fewer heads where those of the spec are wide."""
+    small = shrunk(spec)
+    return small if small.num_parameters() <= SMALL else shrunk(spec, heads=1)
 
 
 def other_sizes(spec: Spec) -> list[Spec]:

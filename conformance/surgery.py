@@ -120,8 +120,7 @@ def open_gate(flat: Flat, block: str) -> None:
 
 def integers(random: np.random.Generator, shape: tuple[int, ...], most: int = 3) -> np.ndarray:
     """Whole numbers from -most to most without 0."""
-    values = random.integers(1, most + 1, shape) * random.choice((-1, 1), shape)
-    return values.astype(np.float64)
+    return np.asarray(random.integers(1, most + 1, shape) * random.choice((-1, 1), shape), np.float64)
 
 
 def linear_values(random: np.random.Generator, shape: tuple[int, ...], kind: Activation | None) -> np.ndarray:
@@ -130,13 +129,39 @@ def linear_values(random: np.random.Generator, shape: tuple[int, ...], kind: Act
 
 
 def telling_values(random: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """Numbers where the forms of an activation differ most: three in four between -3 and -1, the rest up to 2."""
-    return np.where(random.random(shape) < 0.75, random.uniform(-3.2, -1.0, shape), random.uniform(-1.0, 2.0, shape))
+    """Numbers where the forms of an activation differ most beside their size: most between -3.2 and -2.2, the rest up to 2."""
+    kinds = random.random(shape)
+    most, some = random.uniform(-3.2, -2.2, shape), random.uniform(-2.2, -0.5, shape)
+    return np.where(kinds < 0.5, most, np.where(kinds < 0.75, some, random.uniform(0.25, 2.0, shape)))
+
+
+def banded(random: np.random.Generator, shape: tuple[int, ...], values: np.ndarray, bands: int = 6) -> np.ndarray:
+    """A kernel whose every column adds up channels of similar values, so that what is wrong with these adds up too.
+
+    The columns differ in their bands, since a normalisation behind them would take away what they have in common.
+
+    Args:
+        random: source of random numbers.
+        shape: of the kernel, (..., C, D); only its centre is filled where it has a height and a width.
+        values: (C,), what comes in from each channel, in size; a column gives about 1.
+        bands: into how many groups the channels are cut by value.
+    """
+    groups = [group for group in np.array_split(np.argsort(values), bands) if group.size]
+    w = np.zeros(shape[-2:])
+    for column in range(shape[-1]):
+        group = groups[int(random.integers(len(groups)))]
+        weights = random.uniform(0.5, 1.5, group.size)
+        w[group, column] = (
+            random.choice((-1.0, 1.0)) * weights / max(float(np.sum(weights * np.abs(values[group]))), 1e-6)
+        )
+    kernel = np.zeros(shape)
+    kernel[tuple(length // 2 for length in shape[:-2])] = w
+    return kernel
 
 
 def fan_in(random: np.random.Generator, shape: tuple[int, ...], gain: float = 1.0) -> np.ndarray:
     """A normal kernel that keeps the size of what goes through it, times `gain`."""
-    return random.normal(size=shape) * gain / np.sqrt(np.prod(shape[:-1]))
+    return np.asarray(random.normal(size=shape) * gain / np.sqrt(np.prod(shape[:-1])))
 
 
 def centred(random: np.random.Generator, shape: tuple[int, ...], gain: float = 1.0) -> np.ndarray:

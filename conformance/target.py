@@ -34,6 +34,8 @@ class Target:
         any_batch: whether `run` takes any number of images; else only one.
         adaptive: whether `run` takes any case; else only those that `judge.cases` gives, which were computed before.
         expects: dotted name -> shape of the parameters that it takes, where that can be known without running it.
+        differing: parameters that it holds otherwise than the weights that it was to hold, each with the largest difference
+            relative to the largest number of the tensor; empty where it holds none of its own, or none were given.
         command: the arguments of `coatref check` that judge it, to reproduce a finding.
         versions: names and versions of what computes.
     """
@@ -48,5 +50,6 @@ class Target:
     any_batch: bool = True
     adaptive: bool = True
     expects: Mapping[str, tuple[int, ...]] | None = None
+    differing: tuple[tuple[str, float], ...] = ()
     command: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)

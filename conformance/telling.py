@@ -13,7 +13,7 @@ import coatref
 from coatref.conformance import suite
 from coatref.conformance.diagnosis import Search, quickly_explained
 from coatref.conformance.evaluate import OUTPUT
-from coatref.conformance.findings import NOTHING
+from coatref.conformance.findings import NOTHING, place_of
 from coatref.conformance.looking import Known, bench
 from coatref.conformance.mistakes.catalogue import mistakes
 from coatref.conformance.mistakes.changed import Changed, shapes
@@ -81,25 +81,41 @@ def reshaped(mistake: Mistake, spec: Spec) -> dict[str, tuple[int, ...]]:
 def conforms_elsewhere(target: Target, outcomes: Sequence[Outcome], seed: int, until: float, known: Known) -> str:
     """The name of another spec under which the candidate is right; ""."""
     comparable = [outcome for outcome in outcomes if outcome.answer is not None]
+    if comparable and any(outcome.failed and outcome.answer is None for outcome in outcomes):
+        return ""  # what it does where it gives nothing, no spec explains
+    if comparable:
+        spec = comparable[0].case.spec
+        if spec not in known.elsewhere:
+            known.elsewhere[spec] = similar_specs(spec)
+        trial = Search(comparable, (), target.precision, 6, known.memo, until)
+        for name, change in known.elsewhere[spec].items():
+            if time.perf_counter() > until:
+                break
+            if all(quickly_explained(trial, outcome, [change]) for outcome in comparable):
+                return name
+        return ""
     for name in specs():
         if time.perf_counter() > until:
             break
-        other = named(name)
-        if same_computation(other, target.spec):
-            continue
-        if comparable:
-            try:
-                change = other_spec(other, name)
-                if any(shapes(change.change(Changed(o.case.spec)).spec) != shapes(o.case.spec) for o in comparable[:1]):
-                    continue
-                trial = Search(comparable, (), target.precision, 6, known.memo, until)
-                if all(quickly_explained(trial, outcome, [change]) for outcome in comparable):
-                    return name
-            except CoatrefError:
-                continue
-        elif runs_as(target, other, seed):
+        if not same_computation(named(name), target.spec) and runs_as(target, named(name), seed):
             return name
     return ""
+
+
+def similar_specs(spec: Spec) -> dict[str, Mistake]:
+    """The named specs that compute otherwise with parameters of the same shapes, as changes of a spec."""
+    found: dict[str, Mistake] = {}
+    seen = [spec]
+    for name in specs():
+        change = other_spec(named(name), name)
+        try:
+            fitted = change.change(Changed(spec)).spec
+        except CoatrefError:
+            continue
+        if not any(same_computation(fitted, other) for other in seen) and shapes(fitted) == shapes(spec):
+            seen.append(fitted)
+            found[name] = change
+    return found
 
 
 def other_spec(other: Spec, name: str) -> Mistake:
@@ -223,3 +239,26 @@ def without_repetition(found: Sequence[Finding]) -> list[Finding]:
         first.setdefault(finding.mistake or finding.sentence, finding)
     known = any(finding.mistake or finding.tensors for finding in first.values())
     return [finding for finding in first.values() if not (known and finding.sentence.startswith(NOTHING))]
+
+
+def other_weights(target: Target) -> tuple[list[CaseResult], list[Finding]]:
+    """A failed case and a finding where a candidate holds other weights than those that it was to hold."""
+    if not target.differing:
+        return [], []
+    shown = ", ".join(f"{name} (by up to {100 * difference:.2g} %)" for name, difference in target.differing[:4])
+    more = f" and {len(target.differing) - 4} more" if len(target.differing) > 4 else ""
+    sentence = f"holds other weights than those given: {shown}{more}"
+    names = tuple(name for name, _ in target.differing)
+    size = (0, *target.spec.image_size)
+    result = CaseResult(
+        "weights",
+        "as given",
+        "It holds the weights that it was to hold.",
+        target.spec.name,
+        size,
+        "fail",
+        problem=sentence,
+    )
+    return [result], [
+        Finding("parameters", tuple(sorted({place_of(n) for n in names})), sentence, tensors=names, cases=("weights",))
+    ]

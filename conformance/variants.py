@@ -52,9 +52,9 @@ def shrunk(
         stem = dataclasses.replace(stem, width=widths[0])
     head = dataclasses.replace(spec.head, classes=classes)
     problem: CoatrefError | None = None
-    for size in sizes:
+    for image_size in sizes:
         try:
-            return spec.replace(stem=stem, stages=stages, head=head, image_size=size)
+            return spec.replace(stem=stem, stages=stages, head=head, image_size=image_size)
         except CoatrefError as error:
             problem = error
     raise problem or CoatrefError("no size was given")

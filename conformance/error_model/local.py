@@ -26,8 +26,10 @@ import numpy as np
 
 from coatref import ops
 from coatref.attention import linear_attention as definition_of_linear_attention
-from coatref.conformance.precision import FORMATS, Precision, roundoff
+from coatref.attention.relative_bias import log_coordinates
+from coatref.conformance.precision import FORMATS, Precision, roundoff, smallest_step
 
+ALIKE = 1e-5  # (var t / mean^2 t) below which terms count as equal: sums of squares are known in float32
 Magnitude = Any  # an array, or a number where all elements have the same
 
 # The largest error that a library publishes for an elementary function, in units in the last place (2u of the result):
@@ -107,15 +109,28 @@ def stored(precision: Precision, y: Any) -> Any:
     return rounding(precision.storage) * np.abs(y)
 
 
-def summed(precision: Precision, terms: int, squares: Any, total: Any) -> Any:
-    """A sum of `terms` terms in a random order, from the sum of their squares and the sum itself."""
-    return rounding(precision.accumulate) * np.sqrt(terms / 2 * squares + terms / 3 * np.square(total))
+def summed(precision: Precision, terms: int, squares: Any, total: Any, more: int = 2, start: Any = None) -> Any:
+    """A sum of `terms` terms in a random order, from the sum of their squares and the sum itself.
+
+    With `more` operations on terms or sum. Where the terms are equal, to less than a rounding of the sum, so are their
+    roundings: K squares = total^2 (1 + var t / mean^2 t), and sqrt(var t) <= 2u |total| makes that at most 1 + (2uK)^2.
+    What is added to the sum may be its first term (`start`, a bias): partial sums then go from there to y = start + total,
+    and their mean square is (start^2 + start y + y^2)/3 instead of total^2/3.
+    """
+    r, count = rounding(precision.accumulate), terms + more
+    way = np.square(total)
+    if start is not None:
+        end = start + total
+        way = np.maximum(way, np.square(start) + start * end + np.square(end))
+    apart = r * np.sqrt(count / 2 * squares + count / 3 * way)
+    alike = terms * squares <= np.square(total) * (1 + max((2 * roundoff(precision.accumulate) * terms) ** 2, ALIKE))
+    return both(apart, np.where(alike, min(r * terms / 2, 1.0), 0.0) * np.abs(total))
 
 
 def product(precision: Precision, y: Any, terms: int, squares: Any, bias: Any) -> Any:
-    """A sum of products, each rounded too, then stored; then a bias added, and stored again."""
+    """A sum of products, each rounded too, then stored; a bias added before or after, and stored again."""
     plain = y if bias is None else y - bias
-    return both(summed(precision, terms + 2, squares, plain), stored(precision, plain), stored(precision, y))
+    return both(summed(precision, terms, squares, plain, start=bias), stored(precision, plain), stored(precision, y))
 
 
 def dense(precision: Precision, y: Any, x: Any, w: Any, b: Any = None) -> Magnitude:
@@ -145,23 +160,35 @@ def selection(precision: Precision, y: Any, *args: Any, **options: Any) -> Magni
 def avg_pool(precision: Precision, y: Any, x: Any, *, size: int = 2, **options: Any) -> Magnitude:
     """A sum of size^2 terms and a division, two more operations as a product with the reciprocal."""
     mean = ops.avg_pool(np.abs(x), size=size, **options)
-    return both(rounding(precision.accumulate) * math.sqrt(size**2 + 2) * mean, stored(precision, y))
+    units = max(math.sqrt(size**2 + 2), size**2 / 2)  # of equal terms
+    return both(units * rounding(precision.accumulate) * mean, stored(precision, y))
 
 
 def global_avg_pool(precision: Precision, y: Any, x: Any) -> Magnitude:
-    """A sum of H W terms and a division, two more operations as a product with the reciprocal."""
+    """A sum of H W terms and a division, two more operations as a product with the reciprocal.
+
+    Of an even picture only the edges differ, so the terms that are equal are counted: those as large as the median.
+    """
     positions = x.shape[1] * x.shape[2]
     squares = ops.global_avg_pool(square(x)) / positions  # of the terms x/(H W)
-    return both(summed(precision, positions + 2, squares, y), stored(precision, y))
+    middle = np.median(x, axis=(1, 2), keepdims=True)
+    near = np.abs(x - middle) <= 2 * roundoff(precision.accumulate) * positions * np.abs(y)[:, None, None, :]
+    alike = np.sum(near & (x != 0), axis=(1, 2))  # (N, H, W, C) -> (N, C)
+    together = np.minimum(rounding(precision.accumulate) * alike / 2, 1.0) * np.abs(y)
+    return both(summed(precision, positions, squares, y), together, stored(precision, y))
 
 
 def batch_norm(
     precision: Precision, y: Any, x: Any, gamma: Any, beta: Any, mean: Any, var: Any, *, epsilon: float
 ) -> Magnitude:
-    """8 operations on |x| + |mean|, scaled, and |beta|: so that x s + (beta - mean s) is as good as the textbook form."""
+    """8 operations on |x| + |mean|, scaled, and |beta|: so that x s + (beta - mean s) is as good as the textbook form.
+
+    An epsilon below the normal numbers is off by a step, which moves the scale by half of the step over var + epsilon.
+    """
     scale = np.abs(gamma) / np.sqrt(var + epsilon)
     scaled = (np.abs(x) + np.abs(mean)) * scale + np.abs(beta)
-    return both(math.sqrt(8) * rounding(precision.accumulate) * scaled, stored(precision, y))
+    lost = 0.5 * np.abs(x - mean) * scale * smallest_step(precision.accumulate) / (var + epsilon)
+    return both(math.sqrt(8) * rounding(precision.accumulate) * scaled, lost, stored(precision, y))
 
 
 def layer_norm(precision: Precision, y: Any, x: Any, gamma: Any, beta: Any, *, epsilon: float) -> Magnitude:
@@ -169,15 +196,25 @@ def layer_norm(precision: Precision, y: Any, x: Any, gamma: Any, beta: Any, *, e
 
     The mean m is a sum of C terms, in error by M = sqrt(mean x^2 / 2 + C m^2 / 3), which moves every z alike. The variance
     is a sum of C squares, whose relative error counts by half; as E[x^2] - m^2, Flax's default, its terms are larger by
-    1 + m^2/s^2. Nine operations more: centring, epsilon, root, division, gamma.
+    1 + m^2/s^2. Nine operations more: centring, epsilon, root, division, gamma. Where all x are nearly equal, M and
+    sqrt(C/3) are those of a sum of equal terms. Squares and an epsilon below the normal numbers are off by a step, all in
+    one direction, and so is the variance. Squares beyond the largest number cannot be formed: the magnitude is infinite.
     """
     channels = x.shape[-1]
     mean = np.mean(x, axis=-1, keepdims=True)
     root = np.sqrt(np.var(x, axis=-1, keepdims=True) + epsilon)
-    off = np.sqrt(np.mean(np.square(x), axis=-1, keepdims=True) / 2 + channels / 3 * np.square(mean))
+    off = summed(precision, channels, np.mean(np.square(x), axis=-1, keepdims=True) / channels, mean, more=0)
+    off = off / rounding(precision.accumulate)
     z = np.abs(x - mean) / root
-    spread = z * (0.5 * math.sqrt(channels / 3) * (1 + np.square(mean / root)) + 3)
-    scaled = np.abs(gamma) * both(off / root, spread) + np.abs(beta)
+    ratio = np.divide(
+        off, np.abs(mean), out=np.zeros_like(root), where=mean != 0
+    )  # sqrt(C/3) or more where x are alike
+    units = np.where(np.abs(mean) > 10 * root, np.maximum(ratio, math.sqrt(channels / 3)), math.sqrt(channels / 3))
+    spread = z * (0.5 * units * (1 + np.square(mean / root)) + 3)
+    lost = 0.5 * z * smallest_step(precision.accumulate) / np.square(root) / rounding(precision.accumulate)
+    scaled = np.abs(gamma) * both(off / root, spread, lost) + np.abs(beta)
+    if np.max(np.abs(x - mean), initial=0.0) > math.sqrt(FORMATS[precision.accumulate][2]):
+        return math.inf
     return both(rounding(precision.accumulate) * scaled, stored(precision, y))
 
 
@@ -208,13 +245,16 @@ def logits(precision: Precision, y: Any, q: Any, k: Any, bias: Any, scale: float
     added = np.abs(y) + (0.0 if bias is None else np.abs(bias))
     r = rounding(precision.storage)
     return both(
-        summed(precision, q.shape[3] + 4, squares, plain), r * np.sqrt(2 * squares), r * math.sqrt(2) * plain, r * added
+        summed(precision, q.shape[3], squares, plain, more=4, start=bias),
+        r * np.sqrt(2 * squares),
+        r * math.sqrt(2) * plain,
+        r * added,
     )
 
 
 def weighted_values(precision: Precision, y: Any, weights: Any, v: Any) -> Magnitude:
     """A sum of K products, stored; normalising after the product instead of before rounds as much."""
-    sums = summed(precision, v.shape[2] + 2, square(weights) @ square(v), y)
+    sums = summed(precision, v.shape[2], square(weights) @ square(v), y)
     return both(sums, math.sqrt(2) * stored(precision, y))
 
 
@@ -224,6 +264,27 @@ def linear_attention(precision: Precision, y: Any, q: Any, k: Any, v: Any) -> Ma
     units = math.sqrt(2 * (2 * function_units(precision, "exp") ** 2 + length + width) + 2)
     positive = definition_of_linear_attention(q, k, np.abs(v))
     return both(units * rounding(precision.accumulate) * positive, 4 * rounding(precision.storage) * positive)
+
+
+def log_mlp(precision: Precision, hidden: Any, out: Any, positions: int) -> float:
+    """The largest magnitude in a relative-bias table that a small MLP computes from logarithms of offsets.
+
+    The logarithms are off by log1p's error and may be stored; the two layers round as dense layers do, and what the first
+    is off by passes the second.
+
+    Args:
+        precision: as declared.
+        hidden, out: the dense layers {"w", "b"}, float64.
+        positions: of the grid, whose sides are taken to differ by no more than a factor of 2.
+    """
+    side = math.ceil(math.sqrt(2 * positions))
+    c = log_coordinates(side, side, np, np.dtype("float64"))  # (2*side-1, 2*side-1, 2)
+    h = ops.dense(c, **hidden)
+    y = ops.dense(np.maximum(h, 0.0), **out)
+    units = function_units(precision, "log1p") * rounding(precision.accumulate) + rounding(precision.storage)
+    first = both(units * np.sqrt(ops.dense(square(c), square(hidden["w"]))), dense(precision, h, c, **hidden))
+    passed = np.sqrt(ops.dense(square(first), square(out["w"])))
+    return float(np.max(both(passed, dense(precision, y, np.maximum(h, 0.0), **out))))
 
 
 LOCAL: Mapping[str, Callable[..., Magnitude]] = {

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,9 @@ DOUBT = (
 DRAWN = 300  # elements of a scatter
 
 
-def compare(value: str, found: Any, expected: Any, deviations: Sequence[Any], precision: Precision) -> Comparison:
+def compare(
+    value: str, found: Any, expected: Any, deviations: Sequence[Any], precision: Precision, *, replayed: bool = False
+) -> Comparison:
     """The verdict on one value.
 
     Args:
@@ -40,6 +43,8 @@ def compare(value: str, found: Any, expected: Any, deviations: Sequence[Any], pr
         expected: the definition's in float64, of the same shape.
         deviations: of each probe from `expected`, of the same shape.
         precision: as declared.
+        replayed: whether it is made of the candidate's own values, by one primitive: then there is no bias test, since one
+            rounded constant or one approximated function may lean the same way in all elements.
     """
     found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
     if found.shape != expected.shape:
@@ -52,8 +57,9 @@ def compare(value: str, found: Any, expected: Any, deviations: Sequence[Any], pr
     if expected.size == 0:
         return Comparison(value, "pass", margin=0.0)
     error = found - expected
-    sigma, freedom = spread(deviations, expected, precision)
-    bound = student(freedom, CHANCE / expected.size) * sigma
+    scale = spread(deviations, expected, precision)
+    sigma = scale.sigma
+    bound = student(scale.freedom, CHANCE / expected.size) * sigma
     if vacuous(bound, expected):
         return Comparison(
             value,
@@ -64,8 +70,8 @@ def compare(value: str, found: Any, expected: Any, deviations: Sequence[Any], pr
         )
     element = np.abs(error) / bound
     worst = np.unravel_index(int(np.argmax(element)), error.shape)
-    rms, bias = collective(error / sigma, [deviation / sigma for deviation in deviations], expected / sigma)
-    margins = float(element[worst]), rms, bias
+    rms, bias = collective(error / sigma, scale.units(deviations), expected / sigma)
+    margins = float(element[worst]), rms, (0.0 if replayed else bias)
     margin = max(margins)
     reason = ""
     if margin > 1:
@@ -97,19 +103,57 @@ def failed(value: str, reason: str, **where: Any) -> Comparison:
     return Comparison(value, "fail", margin=math.inf, reason=reason, **where)
 
 
-def spread(deviations: Sequence[Any], expected: Any, precision: Precision) -> tuple[Any, float]:
-    """The standard deviation of each element and the degrees of freedom of that estimate."""
+@dataclass(frozen=True)
+class Spread:
+    """Standard deviations of honest errors, estimated from probes.
+
+    Attributes:
+        sigma: of each element.
+        freedom: degrees of freedom of that estimate, those of the prior among them.
+        prior, typical: degrees of freedom and variance of the prior; infinite freedom where all elements are alike.
+        total: sum of the probes' squares at each element.
+        factor: by which the probes' mean square may be too small as a whole.
+        floor: variance that every element has besides.
+    """
+
+    sigma: Any
+    freedom: float
+    prior: float = math.inf
+    typical: float = 0.0
+    total: Any = 0.0
+    factor: float = 1.0
+    floor: Any = 0.0
+
+    def units(self, deviations: Sequence[Any]) -> list[Any]:
+        """Each probe's deviation over what the others say of sigma.
+
+        A probe that took part in its own yardstick would seem smaller than a candidate whose errors are as large.
+        """
+        if math.isinf(self.prior) or len(deviations) < 2:
+            return [deviation / self.sigma for deviation in deviations]
+        weight = self.prior + len(deviations) - 1
+        found = []
+        for deviation in deviations:
+            others = (self.prior * self.typical + np.maximum(self.total - np.square(deviation), 0.0)) / weight
+            sigma = np.sqrt(np.where(self.total > 0, others, 0.0) * self.factor + self.floor)
+            found.append(deviation / sigma)
+        return found
+
+
+def spread(deviations: Sequence[Any], expected: Any, precision: Precision) -> Spread:
+    """The standard deviation of each element, moderated."""
     from scipy import special, stats
 
     count = len(deviations)
     squares = [np.square(np.asarray(deviation, np.float64)) for deviation in deviations]
-    variance = sum(squares[1:], squares[0]) / count
+    total = sum(squares[1:], squares[0])
+    variance = total / count
     floor = (
         max(smallest_step(precision.storage), 1e-140) ** 2 + (1e-16 * np.abs(expected)) ** 2
     )  # the oracle's own rounding
     some = variance > 0
     if not np.any(some):
-        return np.sqrt(floor), math.inf
+        return Spread(np.sqrt(floor), math.inf)
     logs = np.log(variance[some])
     centre = float(np.mean(logs)) - float(special.digamma(count / 2)) + math.log(count / 2)
     excess = float(np.var(logs)) - float(special.polygamma(1, count / 2)) if logs.size > 1 else 0.0
@@ -121,11 +165,11 @@ def spread(deviations: Sequence[Any], expected: Any, precision: Precision) -> tu
     if math.isinf(prior):
         moderated = np.where(some, typical, 0.0)
     else:
-        moderated = np.where(some, (prior * typical + count * variance) / (prior + count), 0.0)
+        moderated = np.where(some, (prior * typical + total) / (prior + count), 0.0)
     whole = [float(np.mean(square[some] / moderated[some])) for square in squares]
     together = freedom_of(whole)
-    limit = count * together / float(stats.chi2.ppf(DOUBT, count * together))
-    return np.sqrt(moderated * max(limit, 1.0) + floor), prior + count
+    factor = max(count * together / float(stats.chi2.ppf(DOUBT, count * together)), 1.0)
+    return Spread(np.sqrt(moderated * factor + floor), prior + count, prior, typical, total, factor, floor)
 
 
 def freedom_of(mean_squares: Sequence[float]) -> float:
@@ -203,8 +247,8 @@ def scatter(found: Any, expected: Any, deviations: Sequence[Any], precision: Pre
     found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
     if found.shape != expected.shape or expected.size == 0 or not np.all(np.isfinite(expected)):
         return Scatter()
-    sigma, freedom = spread(deviations, expected, precision)
-    bound = np.ravel(student(freedom, CHANCE / expected.size) * sigma)
+    scale = spread(deviations, expected, precision)
+    bound = np.ravel(student(scale.freedom, CHANCE / expected.size) * scale.sigma)
     step = max(1, expected.size // DRAWN)
     error = np.abs(np.ravel(found - expected))[::step]
     return Scatter(

@@ -21,13 +21,16 @@ from coatref.registry import Array
 from coatref.tap import Tap, no_tap
 
 
-def folded_variants(precision: Precision, *, traced: bool = False) -> tuple[Variant, ...]:
-    """The rewrite on NumPy, with BatchNorm as a scale and a shift, and with BatchNorm in the kernels."""
+def folded_variants(precision: Precision) -> tuple[Variant, ...]:
+    """The rewrite on NumPy, with BatchNorm as a scale and a shift, and with BatchNorm in the kernels.
+
+    They give their output alone: a query with the scale in its weights is not the value that a trace has by that name.
+    """
     if precision.storage != precision.accumulate or precision.storage not in ("float32", "float64"):
         return ()
 
     def scaled(params: Params, x: np.ndarray) -> Output:
-        return outputs(fold_attention(params), x, FOLDED, traced=traced)
+        return outputs(fold_attention(params), x, FOLDED)
 
     def in_kernels(params: Params, x: np.ndarray) -> Output:
         return outputs(fold_norms(fold_attention(params)), x, FOLDED)

@@ -31,7 +31,7 @@ def variants(precision: Precision, *, traced: bool = False) -> tuple[Variant, ..
         traced: whether they give the values that `coatref.trace` names, as far as they form them; those that fold
             weights and those that run a file do not.
     """
-    found = [*numpy_variants(precision, traced=traced), *folded_variants(precision, traced=traced)]
+    found = [*numpy_variants(precision, traced=traced), *folded_variants(precision)]
     if present("torch"):
         found += torch_variants(precision, traced=traced)
     if present("jax"):

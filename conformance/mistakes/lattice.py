@@ -95,7 +95,8 @@ def primitive_of(field: str) -> str:
 
 def changes(part: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any, Any]]:
     """Every other value of every field of a part and of the parts in it: path, value now, other value."""
-    for name, hint in hints(type(part)).items():
+    cls: type = type(part)
+    for name, hint in hints(cls).items():
         value = getattr(part, name)
         if name in ("kind", "fused_qkv", "resize") and not isinstance(part, (parts.Norm, parts.Pool)):
             continue

@@ -124,6 +124,7 @@ def make(
         params=held,
         takes_params=not found.absent,
         any_batch=way_in.batch is None,
+        differing=() if weights is None else tuple(wrong_tensors(argument, weights, dialect=options.get("dialect"))),
         command=command(f"onnx:{argument}", spec=spec, precision=precision, options=options),
         versions=versions("onnx") | {"onnxruntime": str(onnxruntime.__version__)},
     )
