@@ -75,22 +75,22 @@ def rounded(values: Any, dtype: str) -> np.ndarray:
     """
     values = np.asarray(values, np.float64)
     if dtype == "float64":
-        return values
+        return np.asarray(values)
     with np.errstate(over="ignore", invalid="ignore"):
         if dtype != "bfloat16":
-            return values.astype(dtype).astype(np.float64)
+            return np.asarray(values.astype(dtype), np.float64)
         bits, exponent, _ = FORMATS[dtype]
         _, power = np.frexp(values)
         quantum = np.ldexp(1.0, np.maximum(power, exponent + 1) - bits)  # spacing of bfloat16 at each value
         kept = np.where(np.isfinite(values), np.rint(values / quantum) * quantum, values)
-        return kept.astype(np.float32).astype(np.float64)  # beyond the largest float32: infinity
+        return np.asarray(kept.astype(np.float32), np.float64)  # beyond the largest float32: infinity
 
 
 def as_stored(values: Any, dtype: str) -> np.ndarray:
     """Values as the array that a candidate is handed: NumPy's type of that name; bfloat16, which NumPy lacks, as
     float32 numbers that bfloat16 holds exactly.
     """
-    return rounded(values, dtype).astype(numpy_type(dtype))
+    return np.array(rounded(values, dtype), numpy_type(dtype))
 
 
 def numpy_type(dtype: str) -> np.dtype[Any]:

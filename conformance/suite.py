@@ -42,6 +42,7 @@ LEVELS = {
     "quick": Level((4, 2), ("ffn norm", "second norm", "attention"), 3, 20.0),
     "default": Level((16, 3), None, 20),
     "selftest": Level((16, 3), None, 0),
+    "kills": Level((16, 3), None, 0, 0.0),
     "deep": Level((24, 6), None, 200, 900.0, everywhere=True),
 }
 SMALL = 22 * 10**5  # parameters: up to that a network is judged like a small one

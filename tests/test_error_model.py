@@ -544,9 +544,9 @@ def test_variances_are_moderated_by_smyths_formulas() -> None:
 
 
 def test_no_honest_implementation_fails() -> None:
-    runs = false_alarms(4, 3, only_numpy=True)
+    runs = false_alarms(3, 3, only_numpy=True)
     assert [run for run in runs if run.verdict == "fail"] == []
-    assert len(runs) >= 90 and {run.precision for run in runs} == {str(each) for each in PRECISIONS[:5]}
+    assert len(runs) >= 70 and {run.precision for run in runs} == {str(each) for each in PRECISIONS[:5]}
     assert any(run.traced for run in runs)
 
 

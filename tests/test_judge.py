@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,15 +15,18 @@ import pytest
 import coatref
 from coatref import Params, Spec
 from coatref.conformance import suite
+from coatref.conformance.error_model.verdict import compare
 from coatref.conformance.judge import check
 from coatref.conformance.looking import Known, other_sizes
 from coatref.conformance.mistakes.catalogue import mistakes
 from coatref.conformance.precision import Precision, declared
+from coatref.conformance.random_search import search
 from coatref.conformance.report.as_json import dumps, from_json
-from coatref.conformance.report.results import Report
+from coatref.conformance.report.results import Comparison, Report
+from coatref.conformance.run_case import outputs, run_case, verdict_of
 from coatref.conformance.selftest import planted
 from coatref.conformance.target import Target
-from coatref.conformance.telling import overall, reproduce
+from coatref.conformance.telling import conforms_elsewhere, overall, reproduce
 from coatref.conformance.variants import shrunk
 
 FLOAT32 = Precision()
@@ -220,6 +224,31 @@ def test_a_candidate_that_is_not_deterministic_fails() -> None:
     )  # and no error of Hypothesis
 
 
+def test_a_candidate_that_answers_otherwise_the_second_time_breaks_a_law() -> None:
+    asked: set[bytes] = set()
+
+    def run(params: Params, x: np.ndarray) -> Any:
+        key = x.tobytes() + b"".join(array.tobytes() for array in params.flatten().values())
+        again = key in asked
+        asked.add(key)
+        return right(params, x) * np.float32(1.01 if again else 1.0)
+
+    report = judged(run, tiny("vit-rel"))
+    assert report.verdict == "fail"
+    assert [result.case for result in report.results if result.verdict == "fail" and result.check == "law"] == [
+        "law: repetition"
+    ]
+
+
+def test_a_drawn_configuration_that_fails_only_once_is_kept_and_raises_nothing() -> None:
+    target = one_size(spec=tiny("vit-rel"))
+    good = run_case(target, suite.as_given(target.spec, None, 0, 1, FLOAT32), 4, 0)
+    bad = dataclasses.replace(good, result=dataclasses.replace(good.result, verdict="fail"))
+    calls = iter(range(10**6))
+    found = search(target.spec, 3, 0, True, lambda drawn: good if next(calls) else bad)
+    assert bad in found
+
+
 def test_a_candidate_cannot_change_what_it_is_judged_by() -> None:
     def run(params: Params, x: np.ndarray) -> Any:
         x = x.copy()
@@ -232,7 +261,19 @@ def test_a_candidate_cannot_change_what_it_is_judged_by() -> None:
 
 
 def test_nothing_compared_is_no_pass() -> None:
-    assert overall([]) == "cannot judge"
+    assert overall([]) == "cannot judge" and verdict_of(()) == "cannot judge"
+    unclear, passed, failed = (Comparison("logits", verdict) for verdict in ("cannot judge", "pass", "fail"))
+    assert verdict_of((unclear,)) == "cannot judge" and verdict_of((unclear, passed)) == "pass"
+    assert verdict_of((unclear, passed, failed)) == "fail"
+
+
+def test_errors_of_one_primitive_may_lean_to_one_side() -> None:
+    random = np.random.default_rng(0)
+    expected = random.normal(size=(40, 50))
+    deviations = [random.normal(size=expected.shape) * 1e-7 for _ in range(16)]
+    found = expected + 0.5e-7
+    assert compare("logits", found, expected, deviations, FLOAT32).verdict == "fail"
+    assert compare("s1.0.attn.q", found, expected, deviations, FLOAT32, replayed=True).verdict == "pass"
 
 
 # --- candidates that can only be looked at from one side ---
@@ -310,6 +351,22 @@ def test_a_candidate_that_computes_another_spec_is_told_which() -> None:
     assert "It conforms to coatnet_0/strided-depthwise" in report.summary
 
 
+def test_no_other_spec_explains_a_candidate_that_raises_at_some_cases() -> None:
+    """All that can be compared is right, and so fits every spec with the same conventions."""
+    target = one_size()
+    passing = run_case(target, suite.as_given(target.spec, None, 0, 1, FLOAT32), 4, 0)
+    raised = dataclasses.replace(passing, answer=None, result=dataclasses.replace(passing.result, verdict="fail"))
+    assert conforms_elsewhere(target, [passing, raised], 0, math.inf, Known()) == ""
+
+
+def test_a_planted_mistake_in_the_output_is_also_in_what_is_traced() -> None:
+    spec = tiny("vit-rel")
+    case = suite.as_given(spec, None, 0, 1, FLOAT32)
+    for name in ("output-probabilities", "bias-key-minus-query"):
+        plain, traced = (outputs(one_size(name, spec=spec, traced=each), case) for each in (False, True))
+        assert np.array_equal(plain["logits"], traced["logits"]) and len(traced) > 20 > len(plain)
+
+
 def test_two_independent_faults_of_a_traced_candidate_show_in_one_run() -> None:
     names = ("attention-norm-eps-1e-3", "bias-key-minus-query")
     report = check(one_size(*names, spec=tiny("vit-rel"), traced=True), level="quick")
@@ -348,7 +405,7 @@ def test_the_counterexample_makes_the_case_itself_again(wanted: str) -> None:
     target = dataclasses.replace(target, variant=None) if wanted == "all branches" else target
     level = dataclasses.replace(suite.LEVELS["quick"], large=None)
     outcomes, _ = look(target, level, 3, None, Known())
-    outcome = next(each for each in outcomes if each.case.name.startswith(wanted))
+    outcome = [each for each in outcomes if each.case.name.startswith(wanted)][-1]
     failed = dataclasses.replace(outcome, result=dataclasses.replace(outcome.result, verdict="fail"))
     made = counterexample(target, [failed], 3)
     assert made is not None
@@ -411,6 +468,6 @@ def test_a_summary_names_the_claim_and_the_largest_margin() -> None:
 )
 def test_unusable_arguments_are_refused(arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(coatref.CoatrefError, match=words):
-        check(right, **({"spec": tiny("vit-rel"), "level": "quick"} | arguments))
+        check(right, **{"spec": tiny("vit-rel"), "level": "quick", **arguments})
     with pytest.raises(coatref.CoatrefError, match="function"):
         check(3, spec="vit-rel")  # type: ignore[arg-type]

@@ -25,6 +25,7 @@ from coatref.conformance.primitive_cases import Call
 from coatref.conformance.report.results import Report
 from coatref.conformance.target import Target
 from coatref.conformance.targets.command import command_words, run_program, said, timeout_from, with_log
+from coatref.conformance.targets.user_code import importable_from_here
 from coatref.conformance.tensor_files import read_tensors, write_tensors
 from coatref.errors import InputError
 from coatref.params import Params
@@ -137,7 +138,8 @@ def imported(place: str) -> Callable[..., Any]:
     """
     module, _, attribute = place.partition(":")
     try:
-        found: Any = importlib.import_module(module)
+        with importable_from_here():
+            found: Any = importlib.import_module(module)
         for part in attribute.split("."):
             found = getattr(found, part)
     except (ImportError, AttributeError, ValueError) as error:

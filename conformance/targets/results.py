@@ -66,6 +66,7 @@ def make(
         run=run,
         precision=index.precision,
         params=weights,
+        adaptive=False,
         command=command(f"results:{argument}", spec=spec, precision=index.precision, options={}),
         versions=versions(),
     )
