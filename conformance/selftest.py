@@ -17,14 +17,14 @@ from coatref.conformance.evaluate import OUTPUT
 from coatref.conformance.honest.half import store, storing
 from coatref.conformance.judge import check
 from coatref.conformance.kill_matrix import document, requirements
-from coatref.conformance.looking import Known
+from coatref.conformance.looking import Known, fixed_cases, given
 from coatref.conformance.mistakes.catalogue import mistakes
 from coatref.conformance.mistakes.changed import Changed, compute, shapes
 from coatref.conformance.mistakes.edits import with_fields
 from coatref.conformance.mistakes.mistake import Mistake, applies
 from coatref.conformance.precision import Precision, as_stored, declared
 from coatref.conformance.report.results import Report
-from coatref.conformance.suite import random_case
+from coatref.conformance.suite import LEVELS, random_case
 from coatref.conformance.target import Output, Target
 from coatref.conformance.variants import ODD_SIZES, shrunk
 from coatref.errors import CoatrefError
@@ -156,12 +156,12 @@ def homes() -> dict[str, Spec]:
     return {name: shrunk(named(name)) for name in SPECS} | {"rare": shrunk(rare.replace(name="rare"), 2, ODD_SIZES)}
 
 
-def judge_planted(changes: Sequence[Mistake], spec: Spec, dtype: str, known: Known, level: str, seed: int) -> Row:
+def judge_planted(changes: Sequence[Mistake], spec: Spec, dtype: str, known: Known, seed: int) -> Row:
     """Plant mistakes into a network, judge it, and see what the report says."""
     began = time.perf_counter()
     precision = declared(dtype)
     target = planted(changes, spec, precision)
-    report = check(target, level=level, seed=seed, known=known)
+    report = check(target, level=level_of(dtype), seed=seed, known=known)
     failing = [result for result in report.results if result.verdict == "fail"]
     killed = tuple(kind for kind in CHECKS if any(result.check == kind for result in failing))
     named_mistakes = tuple(finding.mistake for finding in report.findings if finding.mistake)
@@ -180,6 +180,26 @@ def judge_planted(changes: Sequence[Mistake], spec: Spec, dtype: str, known: Kno
         target.expects != shapes(spec),
         time.perf_counter() - began,
     )
+
+
+def level_of(dtype: str) -> str:
+    """How a type is judged: with a diagnosis in float32, in which the figures for naming are taken; else only whether."""
+    return "selftest" if dtype == "float32" else "kills"
+
+
+def first_failure(changes: Sequence[Mistake], spec: Spec, dtype: str, known: Known, seed: int) -> Row:
+    """The same, but only until some case fails: whether a mistake is found, and by which kind of check at first."""
+    began = time.perf_counter()
+    target = planted(changes, spec, declared(dtype))
+    assert target.expects is not None
+    killed: tuple[str, ...] = ()
+    for who, case, probes in fixed_cases(target, LEVELS["kills"], seed):
+        if given(who, case, probes, seed, known).failed:
+            killed = (case.check,)
+            break
+    names, nothing = tuple(mistake.name for mistake in changes), (False,) * len(changes)
+    reshaped = dict(target.expects) != shapes(spec)
+    return Row(names, dtype, spec.name, killed, (), False, nothing, False, reshaped, time.perf_counter() - began)
 
 
 def first_probe(report: Report) -> str:
@@ -269,13 +289,9 @@ def judge_chunk(chunk: Chunk) -> list[Row]:
         chosen = [by_name[name] for name in names]
         spec = home(chosen[0], networks)
         if spec is not None:
-            rows.append(judge_planted(chosen, spec, chunk.dtype, known[spec.name], level_of(chunk.dtype), chunk.seed))
+            judge = first_failure if chunk.dtype in ("float64", "float16") else judge_planted
+            rows.append(judge(chosen, spec, chunk.dtype, known[spec.name], chunk.seed))
     return rows
-
-
-def level_of(dtype: str) -> str:
-    """How a type is judged: with a diagnosis in float32, in which the figures for naming are taken; else only whether."""
-    return "selftest" if dtype == "float32" else "kills"
 
 
 def chunks(planted: Sequence[tuple[str, ...]], dtypes: Sequence[str], seed: int) -> list[Chunk]:

@@ -39,7 +39,7 @@ class Level:
 
 
 LEVELS = {
-    "quick": Level((4, 2), ("ffn norm", "second norm", "attention"), 3, 20.0),
+    "quick": Level((8, 3), ("ffn norm", "second norm", "attention"), 3, 20.0),
     "default": Level((16, 3), None, 20),
     "selftest": Level((16, 3), None, 0),
     "kills": Level((16, 3), None, 0, 0.0),

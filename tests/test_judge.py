@@ -15,7 +15,7 @@ import pytest
 import coatref
 from coatref import Params, Spec
 from coatref.conformance import suite
-from coatref.conformance.error_model.verdict import compare
+from coatref.conformance.evaluate import Answer, comparisons
 from coatref.conformance.judge import check
 from coatref.conformance.looking import Known, other_sizes
 from coatref.conformance.mistakes.catalogue import mistakes
@@ -272,8 +272,10 @@ def test_errors_of_one_primitive_may_lean_to_one_side() -> None:
     expected = random.normal(size=(40, 50))
     deviations = [random.normal(size=expected.shape) * 1e-7 for _ in range(16)]
     found = expected + 0.5e-7
-    assert compare("logits", found, expected, deviations, FLOAT32).verdict == "fail"
-    assert compare("s1.0.attn.q", found, expected, deviations, FLOAT32, replayed=True).verdict == "pass"
+    for names, verdict in ((["logits"], "fail"), (["s1.0.attn.q", "logits"], "pass")):
+        known = Answer(dict.fromkeys(names, expected), dict.fromkeys(names, deviations))
+        compared = comparisons(dict.fromkeys(names, found), known, FLOAT32)
+        assert {each.verdict for each in compared} == {verdict}
 
 
 # --- candidates that can only be looked at from one side ---
@@ -352,11 +354,17 @@ def test_a_candidate_that_computes_another_spec_is_told_which() -> None:
 
 
 def test_no_other_spec_explains_a_candidate_that_raises_at_some_cases() -> None:
-    """All that can be compared is right, and so fits every spec with the same conventions."""
     target = one_size()
-    passing = run_case(target, suite.as_given(target.spec, None, 0, 1, FLOAT32), 4, 0)
-    raised = dataclasses.replace(passing, answer=None, result=dataclasses.replace(passing.result, verdict="fail"))
-    assert conforms_elsewhere(target, [passing, raised], 0, math.inf, Known()) == ""
+    other = tiny("coatnet_0/strided-depthwise")
+
+    def run(params: Params, x: np.ndarray) -> dict[str, Any]:
+        return {"logits": right(coatref.params.from_flat(other, params.flatten()), x)}
+
+    target = dataclasses.replace(target, run=run)
+    wrong = run_case(target, suite.as_given(target.spec, None, 0, 1, FLOAT32), 4, 0)
+    raised = dataclasses.replace(wrong, answer=None)
+    assert conforms_elsewhere(target, [wrong], 0, math.inf, Known()) == other.name
+    assert conforms_elsewhere(target, [wrong, raised], 0, math.inf, Known()) == ""
 
 
 def test_a_planted_mistake_in_the_output_is_also_in_what_is_traced() -> None:

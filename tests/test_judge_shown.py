@@ -138,8 +138,6 @@ def test_an_initialiser_changed_by_one_percent_is_named(exported: Path, capsys: 
     assert main(["check", f"onnx:{exported / 'changed.onnx'}", *arguments]) == 1
     said = " ".join(capsys.readouterr().out.split())
     assert said.startswith("FAILS") and "holds other weights than those given: s3.0.ffn.shrink.w (by up to 1 %)" in said
-    report = coatref.check(f"onnx:{exported / 'right.onnx'}", weights=exported / "weights.safetensors", level="quick")
-    assert report.conforms and not report.findings  # the file that the weights are from has no other ones
 
 
 # --- keras_cv_attention_models ---
