@@ -376,7 +376,9 @@ def run(level: str = "sample", seed: int = 0, progress: Progress | None = None) 
     rows = judge_all(chunks([(name,) for name in chosen], DTYPES if full else DTYPES[1::2], seed), progress)
     two = [(first.name, second.name) for first, second in pairs(100 if full else 3, seed)]
     together = judge_all(chunks(two, ["float32"], seed), progress)
-    honest = false_alarms(30 if full else 1, seed, slow=full, progress=progress, only_numpy=not full)
+    honest = false_alarms(
+        36 if full else 1, seed, progress=progress, only_numpy=not full
+    )  # compiled ones take too long
     return SelfTest(level, seed, tuple(rows), tuple(together), tuple(honest), time.perf_counter() - began)
 
 
