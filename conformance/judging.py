@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import shlex
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,6 +15,8 @@ from coatref.conformance.report.results import Report
 from coatref.conformance.target import Target
 from coatref.errors import InputError
 from coatref.params import Params
+from coatref.specification.catalogue import spec as named
+from coatref.specification.catalogue import specs
 from coatref.specification.spec import Spec
 
 PRIMITIVE = "op:"  # how a target begins that is one primitive and no network
@@ -52,6 +56,7 @@ def judged(
         from coatref.conformance.targets.op import judge
 
         return judge(text, dtype=dtype, accumulate=accumulate, level=level, seed=seed, options=options)
+    repeat = command_line(text, spec, weights, dtype, accumulate, level, seed, options) if text else ""
     params = weights_of(weights, claimed, text, options.get("dialect"))
     if options:
         from coatref.conformance.targets.resolve import resolve
@@ -60,7 +65,7 @@ def judged(
         target = resolve(text, spec=claimed, weights=params, precision=policy, **options)
     from coatref.conformance.judge import check
 
-    return check(
+    report = check(
         target,
         spec=claimed,
         weights=params,
@@ -70,6 +75,35 @@ def judged(
         seed=seed,
         progress=progress,
     )
+    return dataclasses.replace(report, reproduce=repeat) if repeat else report
+
+
+def command_line(
+    target: str,
+    spec: Any,
+    weights: Any,
+    dtype: str,
+    accumulate: str | None,
+    level: str,
+    seed: int,
+    options: Mapping[str, str],
+) -> str:
+    """The command that repeats a judgement; "" where something was given that no command can give."""
+    files: dict[str, Any] = {"spec": getattr(spec, "name", spec) if is_named(spec) else spec, "weights": weights}
+    if any(value is not None and not isinstance(value, (str, os.PathLike)) for value in files.values()):
+        return ""
+    given = {name: os.fspath(value) for name, value in files.items() if value is not None}
+    given |= {"dtype": dtype} | ({} if accumulate is None else {"accumulate": accumulate}) | dict(options)
+    given |= {"level": level, "seed": str(seed)}
+    words = ["coatref", "check", target]
+    for name, value in given.items():
+        words += [f"--{name.replace('_', '-')}", value]
+    return shlex.join(words)
+
+
+def is_named(spec: Any) -> bool:
+    """Whether a spec is just what its name says."""
+    return isinstance(spec, Spec) and spec.name in specs() and named(spec.name) == spec
 
 
 def refuse_for_primitive(target: str, given: Mapping[str, Any]) -> None:

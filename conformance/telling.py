@@ -249,7 +249,7 @@ def other_weights(target: Target) -> tuple[list[CaseResult], list[Finding]]:
     more = f" and {len(target.differing) - 4} more" if len(target.differing) > 4 else ""
     sentence = f"holds other weights than those given: {shown}{more}"
     names = tuple(name for name, _ in target.differing)
-    size = (0, *target.spec.image_size)
+    size = (1, *target.spec.image_size)
     result = CaseResult(
         "weights",
         "as given",

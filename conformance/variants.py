@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 
 from coatref.errors import CoatrefError
-from coatref.specification.parts import ConvStem, Transformer
+from coatref.specification.parts import ConvStem, Run, Transformer
 from coatref.specification.spec import Spec
 
 SIZES = ((64, 96), (96, 64), (96, 160), (128, 192), (224, 224))  # tried in this order, height and width
@@ -19,8 +19,8 @@ def shrunk(
 ) -> Spec:
     """A network of the spec's kind with at most `depth` blocks in each run, few channels and a small picture.
 
-    Convolution stages have 16, 32, ... channels, Transformer stages `heads`, `heads` + 1, ... heads' worth; the picture is the first of
-    `sizes` that has a meaning.
+    Convolution stages have 16, 32, ... channels, Transformer stages `heads`, `heads` + 1, ... heads' worth, and runs of one
+    stage the same number where they had; the picture is the first of `sizes` that has a meaning.
 
     Raises:
         SizeError: none of the sizes has one.
@@ -43,7 +43,8 @@ def shrunk(
         for run, width in zip(runs, widths, strict=True)
     ]
     ends = list(itertools.accumulate(len(stage) for stage in spec.stages))
-    stages = tuple(tuple(small[end - len(stage) : end]) for stage, end in zip(spec.stages, ends, strict=True))
+    parts = [small[end - len(stage) : end] for stage, end in zip(spec.stages, ends, strict=True)]
+    stages = tuple(same_width(part, stage) for part, stage in zip(parts, spec.stages, strict=True))
     stem = spec.stem
     if isinstance(stem, ConvStem):
         differing = len(set(stem.widths)) > 1
@@ -58,3 +59,10 @@ def shrunk(
         except CoatrefError as error:
             problem = error
     raise problem or CoatrefError("no size was given")
+
+
+def same_width(part: list[Run], stage: tuple[Run, ...]) -> tuple[Run, ...]:
+    """The runs of one stage with the width of the last, where the stage has one width."""
+    if len({run.width for run in stage}) > 1:
+        return tuple(part)
+    return tuple(dataclasses.replace(run, width=part[-1].width) for run in part)

@@ -70,6 +70,8 @@ def test_the_published_matrix_has_every_mistake_that_can_be_planted() -> None:
 
 def test_leading_bits_round_as_bfloat16_does() -> None:
     bits = np.random.default_rng(0).integers(0, 2**32, 100_000, dtype=np.uint32)
-    values = np.concatenate([bits.view(np.float32), np.array([0.0, -0.0, math.inf, -math.inf, 1e-40, 3.3961776e38], np.float32)])
+    values = np.concatenate(
+        [bits.view(np.float32), np.array([0.0, -0.0, math.inf, -math.inf, 1e-40, 3.3961776e38], np.float32)]
+    )
     values = values[~np.isnan(values)]
     np.testing.assert_array_equal(leading_bits(values), rounded(values, "bfloat16"))
