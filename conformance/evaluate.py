@@ -27,12 +27,14 @@ class Answer:
     Attributes:
         expected: name -> value in float64, in order of computation; the last is the output.
         deviations: name -> how far each probe was off; empty without probes.
+        last: name -> magnitude of the rounding that ends the computation of a value, which its spread is no less than.
         overflow: whether some value does not fit into the declared storage type.
     """
 
     expected: Mapping[str, Any]
     deviations: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     overflow: bool = False
+    last: Mapping[str, Any] = field(default_factory=dict)
 
 
 def answer(
@@ -63,7 +65,8 @@ def answer(
     recorded = model.Recorded()
     inject = model.record(precision, recorded)
     expected: dict[str, Any] = {}
-    expected[OUTPUT] = run(changed, params, x, inject, precision, blocks, own, expected)
+    last: dict[str, Any] = {}
+    expected[OUTPUT] = run(changed, params, x, inject, precision, blocks, own, expected, (recorded, last))
     deviations: dict[str, list[Any]] = {name: [] for name in expected}
     for number in range(probes):
         random = np.random.default_rng([seed, number])
@@ -73,7 +76,7 @@ def answer(
         values[OUTPUT] = run(changed, other, x, moved, precision, blocks, own, values)
         for name, value in values.items():
             deviations[name].append(value - expected[name])
-    return Answer(expected, deviations if probes else {}, recorded.overflow)
+    return Answer(expected, deviations if probes else {}, recorded.overflow, last)
 
 
 def run(
@@ -85,8 +88,12 @@ def run(
     blocks: frozenset[str],
     own: Mapping[str, Any],
     seen: dict[str, Any],
+    noting: tuple[model.Recorded, dict[str, Any]] | None = None,
 ) -> Any:
-    """One run with errors injected; writes every value that the candidate has too into `seen`."""
+    """One run with errors injected; writes every value that the candidate has too into `seen`.
+
+    With `noting`, the magnitude recorded last before each of these values is written down too, where it is of its shape.
+    """
     sums = model.sums(inject, precision, blocks, params.flatten())
 
     def tap(name: str, value: Any) -> Any:
@@ -94,6 +101,10 @@ def run(
         if name not in own:
             return value
         seen[name] = value
+        if noting is not None and noting[0].magnitudes:
+            size = noting[0].magnitudes[-1].size
+            if np.shape(size) == np.shape(value):
+                noting[1][name] = size
         return own[name] if own[name].shape == value.shape and np.all(np.isfinite(own[name])) else value
 
     watched: Tap = tap
@@ -110,7 +121,8 @@ def comparisons(found: Mapping[str, Any], answer: Answer, precision: Precision) 
             result.append(Comparison(name, "cannot judge", reason=f"some value does not fit into {precision.storage}"))
         else:
             deviations = answer.deviations[name]
-            result.append(compare(name, found[name], expected, deviations, precision, replayed=replayed))
+            least = answer.last.get(name, 0.0)
+            result.append(compare(name, found[name], expected, deviations, precision, replayed=replayed, least=least))
     return result
 
 

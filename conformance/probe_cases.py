@@ -257,6 +257,25 @@ def convnext_activation(flat: Flat, spec: Spec, block: Block, random: Random) ->
     band(flat, f"{block.name}.ffn.shrink", random, activation(values, block.run.activation))
 
 
+def convnext_norm(flat: Flat, spec: Spec, block: Block, random: Random) -> None:
+    """The normalisation of values whose variance is about as large as its epsilon."""
+    assert isinstance(block.run, ConvNeXt)
+    norm = block.run.norm
+    surgery.sensitive(flat, f"{block.name}.norm", norm, 0.0, random)
+    if norm.kind == "layer":
+        root = float(np.sqrt(norm.epsilon))
+        small_stream(flat, spec, root)
+        surgery.fill(flat, f"{block.name}.ffn.shrink", lambda shape: fan_in(random, shape, 2.0 * root))
+        surgery.fill(
+            flat, f"{block.name}.depthwise", lambda shape: fan_in(random, (*shape, 1))[..., 0] * small(shape, root)
+        )
+
+
+def small(shape: tuple[int, ...], root: float) -> float:
+    """The factor for a bias beside a signal of size `root`; kernels keep theirs."""
+    return root if len(shape) == 1 else 1.0
+
+
 def convnext_picture(flat: Flat, spec: Spec, block: Block, random: Random) -> None:
     """The whole branch on a picture."""
 
@@ -417,6 +436,11 @@ def pooled_attention(flat: Flat, spec: Spec, block: Block, random: Random) -> No
     even_attention(flat, block, random)
     norm = f"{block.name}.attn_norm"
     flat[f"{norm}.gamma"] = integers(random, flat[f"{norm}.gamma"].shape, 2)  # of both signs: max pools see the order
+    run = transformer(block)
+    if run.norm_pool_order == "pool_then_norm" and run.attention_norm.kind == "layer":
+        root = float(np.sqrt(run.attention_norm.epsilon))  # else the normalisation takes away how much the pool gives
+        small_stream(flat, spec, root)
+        surgery.fill(flat, f"{block.name}.attn.o", lambda shape: fan_in(random, shape, 2.0 * root))
 
 
 def mixed_values(flat: Flat, spec: Spec, block: Block, random: Random) -> None:
@@ -598,6 +622,7 @@ PROBES = (
     Probe("depthwise stride", "depthwise convolution", "amplifier", M, "strided", "", "image", varied_depthwise),
     Probe("squeeze-excite of a picture", "squeeze-excite", "amplifier", M, "any", "", "image", varied_gate),
     Probe("convnext picture", "convnext", "amplifier", X, "plain", "", "image", convnext_picture),
+    Probe("norm", "convnext", "amplifier", X, "plain", "", "image", convnext_norm),
     Probe("convnext stride", "convnext", "amplifier", X, "strided", "", "image", convnext_picture),
     Probe("attention norm", "attention norm", "amplifier", T, "plain", ".attn", "image", attention_norm),
     Probe("ffn norm", "ffn norm", "amplifier", T, "any", ".ffn", "image", ffn_norm),

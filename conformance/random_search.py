@@ -12,7 +12,8 @@ from coatref.specification.grids import grids
 from coatref.specification.parts import Transformer
 from coatref.specification.spec import Spec
 
-SIZES = ((32, 64), (64, 32), (32, 32), (64, 96), (96, 64), (75, 107), (67, 99), (70, 106), (96, 160), (224, 224))
+SIZES = ((32, 64), (64, 32), (32, 32), (64, 96), (96, 64), (75, 107), (67, 99), (70, 106), (96, 160))
+LARGE = ((224, 224),)  # for specs that none of the others fits
 
 
 @dataclass(frozen=True)
@@ -31,15 +32,21 @@ class Drawn:
 
 
 def possible_sizes(spec: Spec) -> list[tuple[int, int]]:
-    """The picture sizes among `SIZES` that have a meaning for small networks of a spec's kind."""
-    found = []
-    for size in SIZES:
-        try:
-            shrunk(spec, 1, (size,))
-        except CoatrefError:
-            continue
-        found.append(size)
-    return found
+    """The picture sizes among `SIZES`, else `LARGE`, that have a meaning for small networks of a spec's kind."""
+    for sizes in (SIZES, LARGE):
+        found = [size for size in sizes if possible(spec, size)]
+        if found:
+            return found
+    return []
+
+
+def possible(spec: Spec, size: tuple[int, int]) -> bool:
+    """Whether a small network of a spec's kind can have pictures of a size."""
+    try:
+        shrunk(spec, 1, (size,))
+    except CoatrefError:
+        return False
+    return True
 
 
 def search(spec: Spec, examples: int, seed: int, any_batch: bool, run: Callable[[Drawn], Outcome]) -> list[Outcome]:

@@ -188,13 +188,12 @@ def summary(
 def excludes(target: Target, results: Sequence[CaseResult]) -> tuple[str, ...]:
     """What a pass shows to be absent."""
     small, _ = bench(target)
-    applying = sum(applies(mistake, target.spec) for mistake in mistakes())
     probed = sum(1 for result in results if result.check in ("wiring", "amplifier"))
     said = []
     if probed:
         said.append(
-            f"Each of the {applying} known mistakes that can be made in {target.spec.name}, as far as {probed} probes in "
-            f"{target.precision} show them (docs/kill-matrix.md says which they do)."
+            f"Each of the {len(mistakes())} known mistakes, where it can be made in {target.spec.name}, as far as {probed} "
+            f"probes in {target.precision} show it (docs/kill-matrix.md says which they do)."
         )
     errors = [c.bound for r in results if r.check == "as given" for c in r.comparisons if c.value == OUTPUT and c.bound]
     if errors:

@@ -33,7 +33,14 @@ DRAWN = 300  # elements of a scatter
 
 
 def compare(
-    value: str, found: Any, expected: Any, deviations: Sequence[Any], precision: Precision, *, replayed: bool = False
+    value: str,
+    found: Any,
+    expected: Any,
+    deviations: Sequence[Any],
+    precision: Precision,
+    *,
+    replayed: bool = False,
+    least: Any = 0.0,
 ) -> Comparison:
     """The verdict on one value.
 
@@ -45,6 +52,8 @@ def compare(
         precision: as declared.
         replayed: whether it is made of the candidate's own values, by one primitive: then there is no bias test, since one
             rounded constant or one approximated function may lean the same way in all elements.
+        least: magnitude of the rounding that ends the computation of each element. Its spread is no less, whatever a few
+            probes happen to show.
     """
     found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
     if found.shape != expected.shape:
@@ -59,7 +68,7 @@ def compare(
     error = found - expected
     scale = spread(deviations, expected, precision)
     sigma = scale.sigma
-    bound = student(scale.freedom, CHANCE / expected.size) * sigma
+    bound = student(scale.freedom, CHANCE / expected.size) * np.maximum(sigma, least)
     if vacuous(bound, expected):
         return Comparison(
             value,
