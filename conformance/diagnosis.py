@@ -70,6 +70,7 @@ def diagnose(search: Search) -> Diagnosis:
     """Find the mistakes behind the failed cases."""
     found: list[Mistake] = []
     failing = [outcome for outcome in search.outcomes if outcome.failed and outcome.answer is not None]
+    failing.sort(key=lambda outcome: outcome.case.primitive == "")  # those that look at one part first
     evidence: dict[str, list[str]] = {}
     open_cases, progress = failing, True
     complete = True
@@ -109,28 +110,47 @@ def relevant(search: Search, outcome: Outcome, found: Sequence[Mistake]) -> list
 
 
 def best_change(search: Search, outcome: Outcome, found: Sequence[Mistake]) -> Mistake | None:
-    """The change that, with those found before, explains a case, and most of the others; None if there is none."""
-    close: list[tuple[float, Mistake]] = []
+    """The change that, with those found before, explains a case, and most of the others; None if there is none.
+
+    Changes of the part that the case looks at are tried first, and suffice if one of them breaks no case that passed.
+    """
     wrong = error(outcome, None)
     if wrong == float("inf"):  # nothing can be nearer to what is not finite, or of another shape
         return None
-    same_part = [m for m in search.hypotheses if m.primitive == outcome.case.primitive]
-    others = [m for m in search.hypotheses if m.primitive != outcome.case.primitive]
-    for part in (same_part, others):
+    named = {each.name for each in found}
+    untried = [mistake for mistake in search.hypotheses if mistake.name not in named]
+    same_part = [mistake for mistake in untried if mistake.primitive == outcome.case.primitive]
+    close: list[tuple[float, Mistake]] = []
+    best = None
+    for part in (same_part, [mistake for mistake in untried if mistake.primitive != outcome.case.primitive]):
         for mistake in part:
             if time.perf_counter() > search.until:
                 break
-            if mistake.name in {each.name for each in found}:
-                continue
             left = error(outcome, output(search, outcome.case, [*found, mistake]))
             if left <= CLOSER * wrong:
                 close.append((left, mistake))
-    close.sort(key=lambda pair: pair[0])
-    fitting = [mistake for _, mistake in close[:LOOKED_AT] if explained(search, outcome, [*found, mistake])]
+        best = best_of(search, outcome, found, close)
+        if best is not None and harmless(search, [*found, best]):
+            break
+    return best
+
+
+def best_of(
+    search: Search, outcome: Outcome, found: Sequence[Mistake], close: Sequence[tuple[float, Mistake]]
+) -> Mistake | None:
+    """The change among near ones that explains a case, and most of the others."""
+    nearest = sorted(close, key=lambda pair: pair[0])[:LOOKED_AT]
+    fitting = [mistake for _, mistake in nearest if explained(search, outcome, [*found, mistake])]
     if len(fitting) <= 1:
         return fitting[0] if fitting else None
     scores = [(score(search, [*found, mistake]), -place, mistake) for place, mistake in enumerate(fitting[:COMPARED])]
     return max(scores, key=lambda entry: entry[:2])[2]
+
+
+def harmless(search: Search, mistakes: Sequence[Mistake]) -> bool:
+    """Whether mistakes break no case that passed."""
+    passed = [outcome for outcome in search.outcomes if outcome.answer is not None and not outcome.failed]
+    return all(quickly_explained(search, outcome, mistakes) for outcome in passed)
 
 
 def score(search: Search, mistakes: Sequence[Mistake]) -> float:

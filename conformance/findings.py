@@ -90,7 +90,7 @@ def findings(outcomes: Sequence[Outcome], diagnosis: Diagnosis) -> list[Finding]
     left = [outcome for outcome in diagnosis.unexplained]
     raised = [outcome for outcome in outcomes if outcome.failed and outcome.answer is None]
     if left and not (found and all(outcome.case.primitive == "" for outcome in left)):
-        found.extend(located(left))
+        found.extend(located(left, diagnosis.complete))
     elif left:
         names = ", ".join(outcome.case.name for outcome in left[:3])
         found.append(
@@ -119,7 +119,7 @@ def exact(mistake: Mistake, outcomes: Sequence[Outcome], diagnosis: Diagnosis) -
     )
 
 
-def located(left: Sequence[Outcome]) -> list[Finding]:
+def located(left: Sequence[Outcome], complete: bool) -> list[Finding]:
     """Where something is wrong that no known change reproduces: the first probe that fails, and every replayed value."""
     values = [
         comparison
@@ -130,6 +130,9 @@ def located(left: Sequence[Outcome]) -> list[Finding]:
     if values:
         return replayed(values, left)
     first = next((outcome for outcome in left if outcome.case.primitive), left[0])
+    search = "no known change of the definition gives what it gives"
+    if not complete:
+        search = "the time for the diagnosis was over before every known change was tried (a higher level has more)"
     primitive, place = first.case.primitive, first.case.place
     where = f" of {place}" if place else ""
     broken = [c.reason for c in first.result.comparisons if c.verdict == "fail" and c.element_margin is None]
@@ -138,10 +141,9 @@ def located(left: Sequence[Outcome]) -> list[Finding]:
         cases = tuple(each.case.name for each in left)
         return [Finding(primitive, (place,) if place else (), sentence, cases=cases)]
     sentence = (
-        f"is wrong in the {primitive}{where}, and no known change of the definition gives what it gives; the case "
-        f"{first.case.name!r} is the first that fails"
+        f"is wrong in the {primitive}{where}, and {search}; the case {first.case.name!r} is the first that fails"
         if primitive
-        else "differs from the definition, and no known change of it gives what it gives"
+        else f"differs from the definition, and {search}"
     )
     return [Finding(primitive, (place,) if place else (), sentence, cases=tuple(each.case.name for each in left))]
 
