@@ -14,6 +14,16 @@ if TYPE_CHECKING:
 LETTERS = {"wiring": "W", "amplifier": "A", "random": "R", "law": "L", "as given": "G"}
 TYPES = ("float64", "float32", "float16", "bfloat16")
 
+# (mistake, type) -> why nothing can show it there. They count as not found all the same.
+EQUIVALENT = {
+    ("parameters-in-float16", "float16"): "the parameters are handed over as numbers of float16, which rounding keeps",
+    ("parameters-in-float16", "bfloat16"): "float16 holds the 8 bits of numbers of bfloat16 from 2^-17 to 65504",
+    (
+        "parameters-in-bfloat16",
+        "bfloat16",
+    ): "the parameters are handed over as numbers of bfloat16, which rounding keeps",
+}
+
 
 def share(hits: int, of: int) -> float:
     """A part of a whole; all of nothing."""
@@ -158,6 +168,8 @@ def survivors(rows: Sequence[Row]) -> list[str]:
         if mistake.name in alive:
             types = ", ".join(row.dtype for row in rows if row.mistakes[0] == mistake.name and not row.dead)
             lines.append(f"- {mistake.name} in {types}: the candidate {mistake.sentence}.")
+            proofs = [f"{dtype}: {why}" for (name, dtype), why in EQUIVALENT.items() if name == mistake.name]
+            lines += [f"  Equivalent in {proof}." for proof in proofs]
     return [*lines, ""]
 
 
