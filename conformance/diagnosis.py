@@ -112,7 +112,7 @@ def relevant(search: Search, outcome: Outcome, found: Sequence[Mistake]) -> list
 def best_change(search: Search, outcome: Outcome, found: Sequence[Mistake]) -> Mistake | None:
     """The change that, with those found before, explains a case, and most of the others; None if there is none.
 
-    Changes of the part that the case looks at are tried first, and suffice if one of them breaks no case that passed.
+    Changes of the part that the case looks at are tried first, and suffice if one of them fits all cases.
     """
     wrong = error(outcome, None)
     if wrong == float("inf"):  # nothing can be nearer to what is not finite, or of another shape
@@ -130,7 +130,7 @@ def best_change(search: Search, outcome: Outcome, found: Sequence[Mistake]) -> M
             if left <= CLOSER * wrong:
                 close.append((left, mistake))
         best = best_of(search, outcome, found, close)
-        if best is not None and harmless(search, [*found, best]):
+        if best is not None and fits_everywhere(search, [*found, best]):
             break
     return best
 
@@ -147,10 +147,10 @@ def best_of(
     return max(scores, key=lambda entry: entry[:2])[2]
 
 
-def harmless(search: Search, mistakes: Sequence[Mistake]) -> bool:
-    """Whether mistakes break no case that passed."""
-    passed = [outcome for outcome in search.outcomes if outcome.answer is not None and not outcome.failed]
-    return all(quickly_explained(search, outcome, mistakes) for outcome in passed)
+def fits_everywhere(search: Search, mistakes: Sequence[Mistake]) -> bool:
+    """Whether mistakes give what the candidate gives in every case, failed or passed."""
+    compared = [outcome for outcome in search.outcomes if outcome.answer is not None]
+    return all(quickly_explained(search, outcome, mistakes) for outcome in compared)
 
 
 def score(search: Search, mistakes: Sequence[Mistake]) -> float:

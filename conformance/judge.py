@@ -15,8 +15,9 @@ from coatref.conformance.evaluate import OUTPUT
 from coatref.conformance.findings import findings, stages
 from coatref.conformance.looking import Known, Progress, closer_look, fixed_cases, look
 from coatref.conformance.mistakes.catalogue import mistakes
+from coatref.conformance.mistakes.changed import Changed
 from coatref.conformance.mistakes.lattice import lattice
-from coatref.conformance.mistakes.mistake import applies
+from coatref.conformance.mistakes.mistake import Mistake, applies
 from coatref.conformance.precision import declared
 from coatref.conformance.report.results import Report
 from coatref.conformance.suite import LEVELS
@@ -75,8 +76,7 @@ def check(
         until = time.perf_counter() + LEVELS[level].seconds
         outcomes = closer_look(judged, outcomes, LEVELS[level], seed, until, known)
         if judged.spec not in known.hypotheses:
-            every = (*mistakes(), *lattice(judged.spec))
-            known.hypotheses[judged.spec] = tuple(mistake for mistake in every if applies(mistake, judged.spec))
+            known.hypotheses[judged.spec] = hypotheses_of(judged.spec)
         hypotheses = known.hypotheses[judged.spec]
         comparable = [outcome for outcome in outcomes if outcome.answer is not None]
         diagnosis = diagnose(Search(comparable, hypotheses, judged.precision, 6, known.memo, until))
@@ -106,6 +106,16 @@ def check(
         versions=versions(judged),
         seconds=time.perf_counter() - began,
     )
+
+
+def hypotheses_of(spec: Spec) -> tuple[Mistake, ...]:
+    """The mistakes that can be made in a spec: the catalogue's, and changes of one field that are not among them."""
+    known = [mistake for mistake in mistakes() if applies(mistake, spec)]
+    plain = Changed(spec)
+    changed = [mistake.change(plain) for mistake in known]
+    # of those that change nothing else; how parameters are read follows from the spec
+    specs = {each.spec for each in changed if each == plain.but(spec=each.spec, read=each.read)}
+    return (*known, *(m for m in lattice(spec) if applies(m, spec) and m.change(plain).spec not in specs))
 
 
 def as_target(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -144,11 +145,15 @@ def test_weights_of_timm_need_no_spec(cli: Cli, judge: Install, monkeypatch: pyt
     assert refused.code == 2 and "does not say which network" in refused.err
 
 
+REPEAT = "coatref check a:b --dtype float32 --level default --seed 0"  # the command that was given, in full
+
+
 def test_json_to_stdout_is_all_that_is_there(cli: Cli, judge: Install) -> None:
     judge(lambda target: report(target, {"law: batch": "fail"}))
     run = cli("check", "a:b", "--json", "-")
     assert run.code == 1
-    assert as_json.from_json(json.loads(run.out)) == report("a:b", {"law: batch": "fail"})
+    expected = dataclasses.replace(report("a:b", {"law: batch": "fail"}), reproduce=REPEAT)
+    assert as_json.from_json(json.loads(run.out)) == expected
     assert run.err == "FAILS  a:b was looked at: fail.\n"
 
 
@@ -156,7 +161,8 @@ def test_reports_are_written(cli: Cli, judge: Install, tmp_path: Path) -> None:
     judge(report)
     run = cli("check", "a:b", "--json", tmp_path / "r.json", "--html", tmp_path / "r.html")
     assert run.code == 0 and run.out.startswith("CONFORMS")
-    assert as_json.from_json(json.loads((tmp_path / "r.json").read_text())) == report("a:b")
+    written = as_json.from_json(json.loads((tmp_path / "r.json").read_text()))
+    assert written == dataclasses.replace(report("a:b"), reproduce=REPEAT)
     assert (tmp_path / "r.html").read_text().startswith("<!")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -200,7 +201,9 @@ def test_tests_are_chosen_by_marker_and_by_name(pytester: pytest.Pytester, judge
 def test_reports_are_written(pytester: pytest.Pytester, judge: Install) -> None:
     judge(report)
     pytester.runpytest(*PLUGIN, "--coatref-target=a", "--coatref-json=r.json", "--coatref-html=r.html")
-    assert as_json.from_json(json.loads((pytester.path / "r.json").read_text())) == report("a")
+    written = as_json.from_json(json.loads((pytester.path / "r.json").read_text()))
+    repeat = "coatref check a --dtype float32 --level default --seed 0"
+    assert written == dataclasses.replace(report("a"), reproduce=repeat)
     assert (pytester.path / "r.html").read_text().startswith("<!")
     pytester.runpytest(*PLUGIN, "--coatref-target=a", "--coatref-target=b", "--coatref-json=s.json")
     for number, target in enumerate("ab", start=1):

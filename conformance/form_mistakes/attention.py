@@ -178,6 +178,7 @@ def attention_with(form: Form) -> Form:
         key_mask: Any = None,
         tap: Any = None,
     ) -> Any:
+        """Attention whose weights another function makes of the logits."""
         weights = form(plain_logits(q, k, bias, scale, scale_site, key_mask, add == "pre_softmax"))
         if bias is not None and add == "post_softmax":
             added = np.broadcast_to(bias, weights.shape)
