@@ -13,6 +13,7 @@ import pytest
 from coatref.conformance import selftest
 from coatref.conformance.honest.half import leading_bits
 from coatref.conformance.kill_matrix import document, requirements
+from coatref.conformance.looking import Known
 from coatref.conformance.mistakes.catalogue import mistake, mistakes
 from coatref.conformance.precision import rounded
 
@@ -24,23 +25,33 @@ def sample() -> selftest.SelfTest:
     return selftest.run("sample", 0)
 
 
+@pytest.mark.parametrize("name", ["scale-by-width", "bias-shared-by-heads", "ffn-activation-gelu", "se-hard-sigmoid"])
+def test_a_planted_mistake_is_found_in_float64(name: str) -> None:
+    spec = selftest.homes()["coatnet_0"]
+    assert selftest.first_failure([mistake(name)], spec, "float64", Known(), 0).dead
+
+
+@pytest.mark.deep
 def test_the_sample_reaches_what_the_whole_must_reach(sample: selftest.SelfTest) -> None:
     missed = [(what, value) for what, value, reached in requirements(sample) if not reached]
     assert missed == []
     assert sample.ok
 
 
+@pytest.mark.deep
 def test_the_sample_has_every_part_of_the_network(sample: selftest.SelfTest) -> None:
     parts = {mistake(row.mistakes[0]).primitive for row in sample.rows}
     assert parts == {each.primitive for each in mistakes()}
 
 
+@pytest.mark.deep
 def test_the_sample_is_plain_data(sample: selftest.SelfTest) -> None:
     json.dumps(sample.to_json())
     text = document(sample)
     assert all(f"| {row.mistakes[0]} |" in text for row in sample.rows)
 
 
+@pytest.mark.deep
 def test_a_mistake_that_passes_is_told(sample: selftest.SelfTest) -> None:
     blind = dataclasses.replace(sample.rows[0], killed=(), exact=(False,), located=False)
     worse = dataclasses.replace(sample, rows=(blind, *sample.rows[1:]))
@@ -48,6 +59,7 @@ def test_a_mistake_that_passes_is_told(sample: selftest.SelfTest) -> None:
     assert "**passes**" in document(worse) and "## Mistakes that pass" in document(worse)
 
 
+@pytest.mark.deep
 def test_a_false_alarm_is_told(sample: selftest.SelfTest) -> None:
     alarm = dataclasses.replace(sample.honest[0], verdict="fail")
     assert not dataclasses.replace(sample, honest=(alarm, *sample.honest[1:])).ok
