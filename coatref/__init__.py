@@ -5,7 +5,7 @@
     logits = coatref.forward(params, x)  # x: (N, H, W, 3), any array-API library
 
 `specs` and `spec` give the named networks, `init`, `load` and `convert` their parameters, `forward` and `trace` compute,
-`save` stores, and `check` judges another implementation. Every error raised on purpose derives from `CoatrefError`.
+`prepare` makes ready for many forward passes, `save` stores, and `check` judges another implementation. Every error raised on purpose derives from `CoatrefError`.
 """
 
 import importlib
@@ -30,6 +30,7 @@ from coatref.images import preprocess, preprocess_images
 from coatref.initialise import init
 from coatref.model import forward, trace
 from coatref.params import Params
+from coatref.prepared import Prepared, prepare
 from coatref.specification import Preprocessing, Spec, spec, specs
 from coatref.weights import convert, load, save
 
@@ -41,6 +42,7 @@ __all__ = [
     "LibraryError",
     "MissingDependencyError",
     "Params",
+    "Prepared",
     "Preprocessing",
     "ShapeError",
     "SizeError",
@@ -53,6 +55,7 @@ __all__ = [
     "forward",
     "init",
     "load",
+    "prepare",
     "preprocess",
     "preprocess_images",
     "save",

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+from typing import Any
+
 from coatref.blocks import convnext, head, mbconv, stem, transformer
 from coatref.errors import DtypeError, InputError, LibraryError, ShapeError, SizeError
 from coatref.params import Params
+from coatref.prepared import Prepared
 from coatref.primitives import DEFINITION, Backend, Primitives, primitives_for
-from coatref.registry import Array, library_of
+from coatref.registry import Array, Library, library_of
 from coatref.specification.grids import grids
 from coatref.specification.parts import ConvNeXt, MBConv, Transformer
 from coatref.specification.spec import Block
@@ -14,14 +18,17 @@ from coatref.tap import Tap, inside, no_tap, recorder
 from coatref.tree import flatten
 
 
-def forward(params: Params, x: Array, *, backend: Backend = None) -> Array:
+def forward(params: Params | Prepared, x: Array, *, backend: Backend = None, threads: int | None = None) -> Array:
     """The network's output for a batch of images.
 
     Args:
-        params: from `coatref.init`, `load` or `convert`; arrays of the library, dtype and device of x.
+        params: from `coatref.init`, `load` or `convert`, or `coatref.prepare` of these; arrays of the library, dtype and
+            device of x.
         x: (N, H, W, C), images as `coatref.preprocess` gives them, channels last; any array-API library.
         backend: None uses the fast forms that x's library has, "definition" the definition alone; see
-            `coatref.primitives.primitives_for`.
+            `coatref.primitives.primitives_for`. Prepared parameters run on the fast forms only.
+        threads: of NumPy's fast forms, with BLAS kept in step while they run; None: the environment variable
+            COATREF_NUM_THREADS, or as many as the process may use. Other libraries have a setting of their own.
 
     Returns:
         (N, classes), the logits (or probabilities, where the spec's head says so), in the library, dtype and on the
@@ -32,9 +39,40 @@ def forward(params: Params, x: Array, *, backend: Backend = None) -> Array:
             (use `params.resize`) or that has no meaning under the spec.
         DtypeError: x is not real floating, or the parameters have another dtype.
         LibraryError: x and the parameters are of different libraries or on different devices.
+        InputError: params is neither kind of parameters, or `backend` or `threads` cannot be used with it.
     """
     check_input(params, x)
-    return run(params, x, primitives_for(x, backend), no_tap)
+    library = library_of(x)
+    if threads is not None:
+        check_threads(threads, library, backend)
+    if isinstance(params, Prepared):
+        if backend is not None:
+            raise InputError(
+                f"Prepared parameters run on the fast forms of their library, and backend={backend!r:.80} was asked for; "
+                "give forward the parameters that they were prepared from."
+            )
+        return fast_network().forward(params, x, threads=threads)
+    ops = primitives_for(x, backend)
+    if backend is not None or library.divide is None:
+        return run(params, x, ops, no_tap)
+    return library.divide(lambda part, pool: run(params, part, ops, no_tap), x, threads)
+
+
+def fast_network() -> Any:
+    """`coatref.backends.network`, found by name: no import leads from here to the fast forms."""
+    return importlib.import_module("coatref.backends.network")
+
+
+def check_threads(threads: Any, library: Library, backend: Backend) -> None:
+    """Refuse a number of threads that is none, or that nobody would heed."""
+    if type(threads) is not int or threads < 1:
+        raise InputError(f"forward takes a whole number of threads from 1, got {threads!r:.80}.")
+    if library.divide is None or backend is not None:
+        heeds = "the fast forms of NumPy" if library.divide is not None else f"NumPy, and x is a {library.name} array"
+        raise InputError(
+            f"threads={threads} was asked for, which is a setting of {heeds}; elsewhere use the library's own "
+            "(torch.set_num_threads, OPENBLAS_NUM_THREADS, ...)."
+        )
 
 
 def trace(params: Params, x: Array) -> dict[str, Array]:
@@ -46,6 +84,8 @@ def trace(params: Params, x: Array) -> dict[str, Array]:
 
     Args, shapes and errors are those of `forward`.
     """
+    if isinstance(params, Prepared):
+        raise InputError("trace follows the definition; give it the parameters that these were prepared from.")
     check_input(params, x)
     values: dict[str, Array] = {}
     run(params, x, DEFINITION, recorder(values))
@@ -75,9 +115,9 @@ def apply(p: dict[str, Array], x: Array, block: Block, ops: Primitives, tap: Tap
     return transformer(p, x, block, ops=ops, tap=tap)
 
 
-def check_input(params: Params, x: Array) -> None:
+def check_input(params: Params | Prepared, x: Array) -> None:
     """Refuse what `forward` cannot compute on; only looks at shapes and types, so it works inside `jit`."""
-    if not isinstance(params, Params):
+    if not isinstance(params, (Params, Prepared)):
         raise InputError(
             f"forward takes coatref Params first, got {type(params).__name__}; make them with coatref.init, load or convert."
         )
@@ -103,7 +143,7 @@ def check_input(params: Params, x: Array) -> None:
     check_size(params, x.shape[1], x.shape[2])
 
 
-def check_params_match(params: Params, x: Array) -> None:
+def check_params_match(params: Params | Prepared, x: Array) -> None:
     """Refuse parameters of another library, dtype or device than x."""
     library = library_of(x)
     device = library.device(x)
@@ -125,7 +165,7 @@ def check_params_match(params: Params, x: Array) -> None:
             )
 
 
-def check_size(params: Params, height: int, width: int) -> None:
+def check_size(params: Params | Prepared, height: int, width: int) -> None:
     """Refuse an image size that has no meaning, or that the relative-bias tables are not made for."""
     spec = params.spec
     if (height, width) == spec.image_size:
@@ -135,7 +175,8 @@ def check_size(params: Params, height: int, width: int) -> None:
         if not isinstance(block.run, Transformer):
             continue
         attention = block.run.attention
-        tables = attention.relative_bias is not None and attention.relative_bias.kind == "table"
+        bias = attention.relative_bias  # a log_mlp gives a table for any grid, until it is prepared
+        tables = bias is not None and (bias.kind == "table" or isinstance(params, Prepared))
         if tables and attention.form == "global" and grid[block.name] != made_for[block.name]:
             raise SizeError(
                 f"The image is {height}x{width} and the relative-bias tables are made for "

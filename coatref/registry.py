@@ -61,6 +61,11 @@ class Library:
         devices: names of the devices present.
         refuse_dtype: why a dtype (by name) cannot be had just now, or None.
         primitives: name in `coatref.primitives.Primitives` -> the library's own form of it.
+        without: name of a form that the library could have -> why it is not to be had here; shown by `describe`.
+        fused: gives the steps of a prepared network (`coatref.backends.fused.Fused`) as the library does them; called with
+            what `divide` passes on, or None. None: the steps are made of its primitives.
+        divide: (compute, x, threads) -> the result of `compute(part, pool)` over parts of the batch, on threads that
+            coatref looks after; None: the library has threads of its own.
         refused: names of its array classes that compute otherwise than its arrays.
     """
 
@@ -75,6 +80,9 @@ class Library:
     devices: Callable[[], tuple[str, ...]] = _one_device
     refuse_dtype: Callable[[str], str | None] = _any_dtype
     primitives: Mapping[str, Callable[..., Array]] = field(default_factory=dict)
+    without: Callable[[], Mapping[str, str]] = dict
+    fused: Callable[[Any], Any] | None = None
+    divide: Callable[[Callable[[Array, Any], Array], Array, int | None], Array] | None = None
     refused: tuple[str, ...] = ()
 
 
@@ -229,4 +237,6 @@ def resolve_dtype(lib: Library, dtype: str | Any) -> Any:
 
 def missing(package: str, extra: str, purpose: str) -> CoatrefError:
     """The error for an absent optional package, with the command that brings it."""
-    return MissingDependencyError(f"{purpose} needs {package}, which is not installed; run: pip install 'coatref[{extra}]'")
+    return MissingDependencyError(
+        f"{purpose} needs {package}, which is not installed; run: pip install 'coatref[{extra}]'"
+    )
