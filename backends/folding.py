@@ -51,7 +51,7 @@ def fold(params: Params) -> Prepared:
     spec, first = params.spec, first_array(params)
     library = library_of(first)
     xp, kind, wide = library.namespace(), first.dtype, widest(library, first)
-    fused = fused_for(library)
+    fused = fused_for(first)
 
     def widened(p: Tree) -> Any:
         return map_named(lambda name, array: xp.astype(array, wide, copy=False), p)

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from coatref.blocks.self_attention import merge_heads, split_heads
 from coatref.ops import sigmoid
 from coatref.primitives import DEFINITION, Primitives
-from coatref.registry import Array, Library, namespace
+from coatref.registry import Array, dtype_name, library_of, namespace
 
 Step = Callable[..., Array]
 Layer = Mapping[str, Array]
@@ -44,6 +44,16 @@ class Fused:
         max_pool, avg_pool, global_avg_pool, softmax: the primitives.
         lay_out: a layer {"w", "b"} as the library likes it; the kind shows in the axes of w: (kh, kw, C, D) of a
             convolution, (kh, kw, C) of a depthwise one, (C, D) of a dense one.
+
+    Whole branches, for libraries that can do better than step after step; None: `coatref.backends.network` makes them of
+    the steps. `p` is the branch's part of the prepared tree, and epsilon that of a LayerNorm without affine part in front
+    of the branch, or None.
+
+        feed_forward: (p, x, *, act, epsilon, residual) -> residual + shrink(act(expand(LN(x)))).
+        self_attention: (p, x, *, heads, add, epsilon, residual) -> residual + o(attention(qkv(LN(x)))).
+        mbconv: (p, x, *, act, stride, padding, gate_act, early_gate, residual) -> residual +
+            shrink(SE(act(depthwise(act(expand(x)))))), every BatchNorm folded; stride is that of the depthwise convolution,
+            gate_act None without squeeze-excite, early_gate where it stands before the norm, which is then left.
     """
 
     conv2d: Step
@@ -61,6 +71,9 @@ class Fused:
     global_avg_pool: Step
     softmax: Step
     lay_out: Callable[[Layer], Layer]
+    feed_forward: Step | None = None
+    self_attention: Step | None = None
+    mbconv: Step | None = None
 
 
 def from_primitives(ops: Primitives = DEFINITION) -> Fused:
@@ -136,14 +149,16 @@ def from_primitives(ops: Primitives = DEFINITION) -> Fused:
     )
 
 
-def fused_for(library: Library, pool: Any = None) -> Fused:
-    """The steps of a library: its own, and its primitives or the definition for the rest.
+def fused_for(like: Array, pool: Any = None) -> Fused:
+    """The steps of an array's library: its own, and its primitives or the definition for the rest.
 
     Args:
-        library: of the arrays.
-        pool: what its `divide` passes to the computation; see `coatref.registry.Library`.
+        like: an array of the library and data type in question.
+        pool: what the library's `divide` passes to the computation; see `coatref.registry.Library`.
     """
-    if library.fused is not None:
+    library = library_of(like)
+    own = library.fused_dtypes is None or dtype_name(library, like.dtype) in library.fused_dtypes
+    if library.fused is not None and own:
         found: Fused = library.fused(pool)
         return found
     return from_primitives(dataclasses.replace(DEFINITION, **library.primitives))

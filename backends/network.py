@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from coatref.attention import merge_windows, split_windows
-from coatref.backends.fused import Fused, fused_for
+from coatref.backends.fused import Fused, Step, fused_for
 from coatref.prepared import Prepared
 from coatref.registry import Array, library_of
 from coatref.specification.parts import ConvNeXt, Head, MBConv, Norm, PatchStem, Pool, Stem, Transformer
@@ -28,7 +28,7 @@ def forward(prepared: Prepared, x: Array, *, fused: Fused | None = None, threads
     library = library_of(x)
 
     def compute(part: Array, pool: Any = None) -> Array:
-        return run(prepared, part, fused if fused is not None else fused_for(library, pool), no_tap)
+        return run(prepared, part, fused if fused is not None else fused_for(part, pool), no_tap)
 
     return compute(x) if library.divide is None else library.divide(compute, x, threads)
 
@@ -65,7 +65,7 @@ def layer(p: Tree) -> tuple[Array, Array | None]:
 
 
 def norm(p: Tree, name: str, x: Array, spec: Norm, fused: Fused, act: str | None = None) -> Array:
-    """What is left of a norm and the activation behind it: nothing of a folded BatchNorm, at least the centring of a LayerNorm."""
+    """What is left of a norm, and the activation behind it: nothing of a folded BatchNorm, of a LayerNorm its division."""
     left = p.get(name, {})
     if spec.kind == "layer":
         x = fused.layer_norm(x, left.get("gamma"), left.get("beta"), epsilon=spec.epsilon)
@@ -117,6 +117,8 @@ def mbconv(p: Tree, x: Array, block: Block, spec: MBConv, fused: Fused) -> Array
         y = pooled(y, spec.main_pool, fused)  # (N, H, W, C) -> (N, H', W', C)
     if block.stride == 2 and spec.stride_at == "expand":
         y = y[:, ::2, ::2, :]  # (N, H, W, C) -> (N, H', W', C)
+    if fused.mbconv is not None and spec.inner_norm.kind == "batch" and "shrink_norm" not in p:
+        return whole_mbconv(p, y, residual, block, spec, fused.mbconv)
     inner_act = spec.activation if spec.inner_norm.kind == "batch" else None
     y = fused.dense(y, *layer(p["expand"]), act=inner_act)  # C -> expanded
     if spec.inner_norm.kind == "layer":
@@ -144,6 +146,21 @@ def mbconv(p: Tree, x: Array, block: Block, spec: MBConv, fused: Fused) -> Array
     return fused.add(norm(p, "shrink_norm", y, spec.shrink_norm, fused), residual)
 
 
+def whole_mbconv(p: Tree, x: Array, residual: Array, block: Block, spec: MBConv, form: Step) -> Array:
+    """The branch of MBConv in one go. Shapes: (N, H, W, C) -> (N, H', W', D)."""
+    se = spec.squeeze_excite
+    return form(
+        p,
+        x,
+        act=spec.activation,
+        stride=block.stride if spec.stride_at == "depthwise" else 1,
+        padding=spec.padding,
+        gate_act=se.activation if se is not None else None,
+        early_gate=se is not None and se.place == "before_norm",
+        residual=residual,
+    )
+
+
 def excited(
     p: Tree, x: Array, scale: Array | None, shift: Array | None, gate_act: str, act: str | None, fused: Fused
 ) -> Array:
@@ -161,42 +178,58 @@ def convnext(p: Tree, x: Array, block: Block, spec: ConvNeXt, fused: Fused) -> A
     if times > 1:
         y = library_of(y).namespace().repeat(y, times, axis=-1)  # (N, H, W, C) -> (N, H, W, D)
     y = fused.depthwise(y, *layer(p["depthwise"]), stride=stride, padding=spec.padding, act=None)
-    y = norm(p, "norm", y, spec.norm, fused)
-    return feed_forward(p["ffn"], y, spec.activation, residual, fused)
+    return feed_forward(p["ffn"], y, spec.activation, plain(p, "norm", spec.norm), residual, fused)
 
 
-def feed_forward(p: Tree, x: Array, act: str, residual: Array, fused: Fused) -> Array:
-    """residual + shrink(act(expand(x))). Shapes: (N, H, W, C) -> (N, H, W, D)."""
+def feed_forward(p: Tree, x: Array, act: str, epsilon: float | None, residual: Array, fused: Fused) -> Array:
+    """residual + shrink(act(expand(LN(x)))), LN as in `Fused`. Shapes: (N, H, W, C) -> (N, H, W, D)."""
+    if fused.feed_forward is not None:
+        return fused.feed_forward(p, x, act=act, epsilon=epsilon, residual=residual)
+    x = x if epsilon is None else fused.layer_norm(x, None, None, epsilon=epsilon)
     y = fused.dense(x, *layer(p["expand"]), act=act)  # C -> expanded
     return fused.dense(y, *layer(p["shrink"]), residual=residual)  # expanded -> D
 
 
 def transformer(p: Tree, x: Array, block: Block, spec: Transformer, fused: Fused) -> Array:
     """Transformer block. Shapes: (N, H, W, C) -> (N, H', W', D)."""
-    strided = block.stride == 2
-    if spec.norm_pool_order == "norm_then_pool":
-        normalised = norm(p, "attn_norm", x, spec.attention_norm, fused)
-        y = pooled(normalised, spec.main_pool, fused) if strided else normalised  # (N, H', W', C)
-    else:
-        y = pooled(x, spec.main_pool, fused) if strided else x
+    strided, late = block.stride == 2, spec.norm_pool_order == "norm_then_pool"
+    y = pooled(x, spec.main_pool, fused) if strided and not late else x
+    epsilon = plain(p, "attn_norm", spec.attention_norm)
+    normalised = x
+    if epsilon is None or (strided and late):
         y = normalised = norm(p, "attn_norm", y, spec.attention_norm, fused)
+        epsilon = None
+    if strided and late:
+        y = pooled(normalised, spec.main_pool, fused)  # (N, H, W, C) -> (N, H', W', C)
     residual = shortcut(p, x if spec.residual_from == "input" else normalised, block, fused)  # (N, H', W', D)
-    x = self_attention(p["attn"], y, spec, residual, fused)
-    y = norm(p, "ffn_norm", x, spec.ffn_norm, fused)
-    return feed_forward(p["ffn"], y, spec.ffn.activation, x if spec.residual_from == "input" else y, fused)
+    x = self_attention(p["attn"], y, block, spec, epsilon, residual, fused)
+    y, epsilon = x, plain(p, "ffn_norm", spec.ffn_norm)
+    if epsilon is None:
+        y = norm(p, "ffn_norm", x, spec.ffn_norm, fused)
+    return feed_forward(p["ffn"], y, spec.ffn.activation, epsilon, x if spec.residual_from == "input" else y, fused)
 
 
-def self_attention(p: Tree, x: Array, block: Transformer, residual: Array, fused: Fused) -> Array:
-    """residual + o(attention). Shapes: (N, H, W, C) -> (N, H, W, D)."""
-    spec, (height, width) = block.attention, x.shape[1:3]
+def plain(p: Tree, name: str, spec: Norm) -> float | None:
+    """The epsilon of a LayerNorm whose affine part is folded away; None for anything else."""
+    return spec.epsilon if spec.kind == "layer" and name not in p else None
+
+
+def self_attention(
+    p: Tree, x: Array, block: Block, run: Transformer, epsilon: float | None, residual: Array, fused: Fused
+) -> Array:
+    """residual + o(attention(LN(x))), LN as in `Fused`. Shapes: (N, H, W, C) -> (N, H, W, D)."""
+    spec, (height, width) = run.attention, x.shape[1:3]
+    heads = spec.head_count(block.input_width, run.width)
+    add = spec.relative_bias.add if spec.relative_bias is not None else "pre_softmax"
+    if fused.self_attention is not None and spec.form == "global":
+        return fused.self_attention(p, x, heads=heads, add=add, epsilon=epsilon, residual=residual)
+    x = x if epsilon is None else fused.layer_norm(x, None, None, epsilon=epsilon)
     if spec.window is not None:
         x = split_windows(x, spec.window)  # (N, H, W, C) -> (N * windows, h, w, C)
     qkv = fused.dense(x, *layer(p["qkv"]))  # C -> 3 * heads * D
-    heads = qkv.shape[3] // (3 * spec.head_size)
     if spec.form == "linear":
         y = fused.linear_attention(qkv, heads=heads)
     else:
-        add = spec.relative_bias.add if spec.relative_bias is not None else "pre_softmax"
         y = fused.attention(qkv, p.get("bias"), heads=heads, add=add)  # (N, H, W, heads * D)
     if spec.window is None:
         return fused.dense(y, *layer(p["o"]), residual=residual)  # heads * D -> D

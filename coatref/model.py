@@ -52,10 +52,9 @@ def forward(params: Params | Prepared, x: Array, *, backend: Backend = None, thr
                 "give forward the parameters that they were prepared from."
             )
         return fast_network().forward(params, x, threads=threads)
-    ops = primitives_for(x, backend)
     if backend is not None or library.divide is None:
-        return run(params, x, ops, no_tap)
-    return library.divide(lambda part, pool: run(params, part, ops, no_tap), x, threads)
+        return run(params, x, primitives_for(x, backend), no_tap)
+    return library.divide(lambda part, pool: run(params, part, primitives_for(part, None, pool), no_tap), x, threads)
 
 
 def fast_network() -> Any:

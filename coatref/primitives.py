@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from coatref import attention, ops
 from coatref.errors import InputError
@@ -42,13 +42,14 @@ DEFINITION = Primitives()
 Backend = Literal["definition"] | Primitives | None
 
 
-def primitives_for(x: Array, backend: Backend = None) -> Primitives:
+def primitives_for(x: Array, backend: Backend = None, pool: Any = None) -> Primitives:
     """The functions that compute on x.
 
     Args:
         x: an array of the library in question.
         backend: None for the fast forms that x's library has, and the definition for the rest; "definition" for the
             definition alone; or a `Primitives` of one's own.
+        pool: what the library's `divide` passes on, if it does.
 
     Raises:
         InputError: `backend` is none of these.
@@ -59,4 +60,6 @@ def primitives_for(x: Array, backend: Backend = None) -> Primitives:
         return DEFINITION
     if backend is not None:
         raise InputError(f"backend must be None, 'definition' or a coatref.primitives.Primitives, got {backend!r}.")
-    return dataclasses.replace(DEFINITION, **library_of(x).primitives)
+    library = library_of(x)
+    own = library.primitives if pool is None or library.bound is None else library.bound(pool)
+    return dataclasses.replace(DEFINITION, **own)

@@ -62,8 +62,10 @@ class Library:
         refuse_dtype: why a dtype (by name) cannot be had just now, or None.
         primitives: name in `coatref.primitives.Primitives` -> the library's own form of it.
         without: name of a form that the library could have -> why it is not to be had here; shown by `describe`.
+        bound: the same for what `divide` passes on; None: `primitives` serve there too.
         fused: gives the steps of a prepared network (`coatref.backends.fused.Fused`) as the library does them; called with
             what `divide` passes on, or None. None: the steps are made of its primitives.
+        fused_dtypes: names of the types that `fused` computes in, others are left to the primitives; None: all.
         divide: (compute, x, threads) -> the result of `compute(part, pool)` over parts of the batch, on threads that
             coatref looks after; None: the library has threads of its own.
         refused: names of its array classes that compute otherwise than its arrays.
@@ -81,7 +83,9 @@ class Library:
     refuse_dtype: Callable[[str], str | None] = _any_dtype
     primitives: Mapping[str, Callable[..., Array]] = field(default_factory=dict)
     without: Callable[[], Mapping[str, str]] = dict
+    bound: Callable[[Any], Mapping[str, Callable[..., Array]]] | None = None
     fused: Callable[[Any], Any] | None = None
+    fused_dtypes: tuple[str, ...] | None = None
     divide: Callable[[Callable[[Array, Any], Array], Array, int | None], Array] | None = None
     refused: tuple[str, ...] = ()
 
