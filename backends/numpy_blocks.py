@@ -20,7 +20,7 @@ import numpy as np
 
 from coatref.backends.numpy_passes import Array, finish, standardise, total
 from coatref.ops.activation import ACTIVATIONS, sigmoid
-from coatref.specification.grids import output_length, padding_amounts
+from coatref.specification.grids import padding_amounts
 
 Layer = Mapping[str, Array]
 
@@ -60,22 +60,14 @@ def added(parts: Sequence[Array]) -> Array:
 
 
 def by_channel(x: Array) -> Array:
-    """One image (1, H, W, C) as (C, P); no copy where the memory is channels first already."""
-    _, height, width, channels = x.shape
-    return np.ascontiguousarray(x[0].transpose(2, 0, 1)).reshape(channels, height * width)
+    """(N, H, W, C) as (C, N*P); no copy where the memory is channels first already."""
+    n, height, width, channels = x.shape
+    return np.ascontiguousarray(x.transpose(3, 0, 1, 2)).reshape(channels, n * height * width)
 
 
-def by_position(y: Array, height: int, width: int) -> Array:
-    """The inverse of `by_channel`, as a view. Shapes: (D, P) -> (1, H, W, D)."""
-    return y.reshape(1, y.shape[0], height, width).transpose(0, 2, 3, 1)
-
-
-def image_by_image(function: Callable[..., Array], x: Array, *others: Array) -> Array:
-    """function(image, ...) of every image (1, H, W, C) of a batch, put together again."""
-    if x.shape[0] == 1:
-        return function(x, *others)
-    parts = [function(*(array[n : n + 1] for array in (x, *others))) for n in range(x.shape[0])]
-    return np.concatenate(parts) if parts else function(x, *others)
+def by_position(y: Array, shape: Sequence[int]) -> Array:
+    """The inverse of `by_channel`, as a view. Shapes: (D, N*P) -> (N, H, W, D), N H W those of `shape`."""
+    return y.reshape(y.shape[0], *shape[:3]).transpose(1, 2, 3, 0)
 
 
 # --- transformer branches ---
@@ -90,19 +82,15 @@ def feed_forward(
     """
     expand, shrink = p["expand"], p["shrink"]
     cuts = shares(expand["w"].shape[1], team.size, 16)
+    y = by_channel(x)
+    y = y if epsilon is None else standardise(y, epsilon, axis=0)
 
-    def one(x: Array, residual: Array) -> Array:
-        y = by_channel(x)
-        y = y if epsilon is None else standardise(y, epsilon, axis=0)
+    def part(index: int) -> Array:
+        hidden = expand["w"].T[cuts[index]] @ y  # (C, N*P) -> (share of the hidden channels, N*P)
+        finish(hidden, act, shift=column(expand, cuts[index]))
+        return shrink["w"].T[:, cuts[index]] @ hidden  # -> (D, N*P)
 
-        def part(index: int) -> Array:
-            hidden = expand["w"].T[cuts[index]] @ y  # (C, P) -> (share of the hidden channels, P)
-            finish(hidden, act, shift=column(expand, cuts[index]))
-            return shrink["w"].T[:, cuts[index]] @ hidden  # -> (D, P)
-
-        return by_position(closed(added(team.run(part, len(cuts))), shrink, residual), *x.shape[1:3])
-
-    return image_by_image(one, x, residual)
+    return by_position(closed(added(team.run(part, len(cuts))), shrink, residual), x.shape)
 
 
 def column(layer: Layer, cut: slice = slice(None)) -> Array | None:
@@ -111,10 +99,11 @@ def column(layer: Layer, cut: slice = slice(None)) -> Array | None:
 
 
 def closed(y: Array, layer: Layer, residual: Array) -> Array:
-    """y + the layer's bias + residual, in y. Shapes: (D, P) and (1, H, W, D) -> (D, P)."""
+    """y + the layer's bias + residual, in y. Shapes: (D, N*P) and (N, H, W, D) -> (D, N*P)."""
     if "b" in layer:
         y += layer["b"][:, None]
-    y += residual[0].transpose(2, 0, 1).reshape(y.shape)
+    seen = y.reshape(y.shape[0], *residual.shape[:3])
+    seen += residual.transpose(3, 0, 1, 2)
     return y
 
 
@@ -126,33 +115,31 @@ def self_attention(
     Shapes: (N, H, W, C) -> (N, H, W, D).
     """
     qkv, o, bias = p["qkv"], p["o"], p.get("bias")
-    inner = o["w"].shape[0]
+    inner, positions = o["w"].shape[0], x.shape[1] * x.shape[2]
     size = inner // heads
     cuts = shares(heads, team.size)
+    y = by_channel(x)
+    y = y if epsilon is None else standardise(y, epsilon, axis=0)
 
-    def one(x: Array, residual: Array) -> Array:
-        y = by_channel(x)
-        y = y if epsilon is None else standardise(y, epsilon, axis=0)
+    def part(index: int) -> Array:
+        cut, count = cuts[index], cuts[index].stop - cuts[index].start
+        rows = slice(cut.start * size, cut.stop * size)
+        if len(cuts) == 1:
+            mixed = projected(qkv, slice(None), y).reshape(3, count, size, y.shape[1])
+        else:  # this thread's heads of q, of k and of v
+            mixed = np.empty((3, count, size, y.shape[1]), y.dtype)
+            for which in range(3):
+                shifted = slice(which * inner + rows.start, which * inner + rows.stop)
+                projected(qkv, shifted, y, out=mixed[which].reshape(count * size, -1))
+        found = np.empty((count, size, y.shape[1]), y.dtype)
+        for head in range(count):
+            of_head = None if bias is None else bias[(cut.start + head) % bias.shape[0]]
+            for start in range(0, y.shape[1], positions):
+                q, k, v = mixed[:, head, :, start : start + positions]  # (D, P) each
+                attend(q, k, v, of_head, add, found[head, :, start : start + positions])
+        return o["w"].T[:, rows] @ found.reshape(count * size, -1)  # (share of heads * D, N*P) -> (D, N*P)
 
-        def part(index: int) -> Array:
-            cut, count = cuts[index], cuts[index].stop - cuts[index].start
-            rows = slice(cut.start * size, cut.stop * size)
-            if len(cuts) == 1:
-                mixed = projected(qkv, slice(None), y).reshape(3, count, size, y.shape[1])
-            else:  # this thread's heads of q, of k and of v
-                mixed = np.empty((3, count, size, y.shape[1]), y.dtype)
-                for part_index in range(3):
-                    shifted = slice(part_index * inner + rows.start, part_index * inner + rows.stop)
-                    projected(qkv, shifted, y, out=mixed[part_index].reshape(count * size, -1))
-            found = np.empty((count, size, y.shape[1]), y.dtype)
-            for head in range(count):
-                of_head = None if bias is None else bias[(cut.start + head) % bias.shape[0]]
-                attend(mixed[0, head], mixed[1, head], mixed[2, head], of_head, add, found[head])
-            return o["w"].T[:, rows] @ found.reshape(count * size, -1)  # (share of heads * D, P) -> (D, P)
-
-        return by_position(closed(added(team.run(part, len(cuts))), o, residual), *x.shape[1:3])
-
-    return image_by_image(one, x, residual)
+    return by_position(closed(added(team.run(part, len(cuts))), o, residual), x.shape)
 
 
 def projected(layer: Layer, cut: slice, y: Array, out: Array | None = None) -> Array:
@@ -206,42 +193,42 @@ def mbconv(
     Shapes: (N, H, W, C) -> (N, H', W', D).
     """
     expanded = p["expand"]["w"].shape[1]
-    pieces = max(team.size, -(-x.shape[1] * x.shape[2] * expanded // EXPANDED))
+    pieces = -(-x.shape[0] * x.shape[1] * x.shape[2] * expanded // EXPANDED)
     cuts = shares(expanded, -(-pieces // team.size) * team.size, 16)
     norm = p.get("depthwise_norm", {})
+    rows = np.ascontiguousarray(x).reshape(-1, x.shape[3])  # (N*P, C)
 
-    def one(x: Array, residual: Array) -> Array:
-        rows = np.ascontiguousarray(x).reshape(-1, x.shape[3])  # (P, C)
+    def front(index: int) -> tuple[Array, Array | None]:
+        y = convolved(p, rows, x.shape, cuts[index], act, stride, padding)  # (N, H', W', share of the channels)
+        images = y.reshape(y.shape[0], -1, y.shape[3])  # (N, P', share)
+        if not early_gate:
+            finish(images.reshape(-1, y.shape[3]), act, shift=row(p["depthwise"], cuts[index]))
+        elif "b" in p["depthwise"]:
+            images += p["depthwise"]["b"][cuts[index]]
+        means = None if gate_act is None else np.stack([total(image, axis=0) for image in images]) / images.shape[1]
+        return images, means
 
-        def front(index: int) -> tuple[Array, Array | None]:
-            y = convolved(p, rows, x.shape, cuts[index], act, stride, padding)  # (H', W', share of the channels)
-            flat = y.reshape(-1, y.shape[2])
-            if not early_gate:
-                finish(flat, act, shift=row(p["depthwise"], cuts[index]))
-            elif "b" in p["depthwise"]:
-                flat += p["depthwise"]["b"][cuts[index]]
-            return flat, None if gate_act is None else total(flat, axis=0) / flat.shape[0]
+    fronts = team.run(front, len(cuts))
+    gate = None
+    if gate_act is not None:
+        gate = excitation(p["se"], np.concatenate([means for _, means in fronts], axis=1), gate_act)  # (N, expanded)
 
-        fronts = team.run(front, len(cuts))
-        gate = None
-        if gate_act is not None:
-            gate = excitation(p["se"], np.concatenate([means for _, means in fronts]), gate_act)  # (expanded,)
+    def back(index: int) -> Array:
+        (images, _), cut, w = fronts[index], cuts[index], p["shrink"]["w"][cuts[index]]
+        if gate is None:
+            return (images.reshape(-1, images.shape[2]) @ w).reshape(*images.shape[:2], -1)  # share -> D
+        if early_gate:
+            for image, of_image in zip(images, gate, strict=True):
+                finish(image, act, scale=(of_image * norm["scale"])[None, cut], shift=norm["shift"][None, cut])
+            return (images.reshape(-1, images.shape[2]) @ w).reshape(*images.shape[:2], -1)  # share -> D
+        # (y g) w = y (g w): on the weights, which are fewer than the activations
+        return images @ (gate[:, cut, None] * w)  # (N, P', share) (N, share, D) -> (N, P', D)
 
-        def back(index: int) -> Array:
-            (flat, _), cut, w = fronts[index], cuts[index], p["shrink"]["w"][cuts[index]]
-            if early_gate and gate is not None:
-                finish(flat, act, scale=(gate * norm["scale"])[None, cut], shift=norm["shift"][None, cut])
-            elif gate is not None:
-                w = gate[cut, None] * w  # (y g) w = y (g w): on the weights, which are fewer than the activations
-            return flat @ w  # (P', share of the channels) -> (P', D)
-
-        y = added(team.run(back, len(cuts))).reshape(residual.shape)
-        if "b" in p["shrink"]:
-            y += p["shrink"]["b"]
-        y += residual
-        return y
-
-    return image_by_image(one, x, residual)
+    y = added(team.run(back, len(cuts))).reshape(residual.shape)
+    if "b" in p["shrink"]:
+        y += p["shrink"]["b"]
+    y += residual
+    return y
 
 
 def row(layer: Layer, cut: slice = slice(None)) -> Array | None:
@@ -250,7 +237,7 @@ def row(layer: Layer, cut: slice = slice(None)) -> Array | None:
 
 
 def excitation(p: Mapping[str, Layer], means: Array, act: str) -> Array:
-    """The gate of squeeze-excite from the channels' means. Shapes: (C,) -> (C,)."""
+    """The gate of squeeze-excite from the channels' means. Shapes: (N, C) -> (N, C)."""
     hidden = means @ p["reduce"]["w"]
     if "b" in p["reduce"]:
         hidden += p["reduce"]["b"]
@@ -259,70 +246,70 @@ def excitation(p: Mapping[str, Layer], means: Array, act: str) -> Array:
 
 
 def convolved(
-    p: Mapping[str, Layer], rows: Array, shape: tuple[int, ...], cut: slice, act: str, stride: int, padding: str
+    p: Mapping[str, Layer], rows: Array, shape: Sequence[int], cut: slice, act: str, stride: int, padding: str
 ) -> Array:
     """depthwise(act(expand(x))) for some of the expanded channels, the depthwise bias left out.
 
-    Shapes: rows (P, C) of an image of `shape` -> (H', W', share of the channels).
+    Shapes: rows (N*P, C) of images of `shape` -> (N, H', W', share of the channels).
     """
-    expand, (_, height, width, _) = p["expand"], shape
-    y = rows @ expand["w"][:, cut]  # (P, C) -> (P, share)
-    channels = y.shape[1]
-    padded, inside = bordered(height, width, channels, p["depthwise"]["w"].shape[:2], stride, padding, y.dtype)
-    shift = expand["b"][cut] if "b" in expand else None
-    finish(y.reshape(height, width, channels), act, shift=None if shift is None else shift[None, None, :], out=inside)
-    return slide(padded, p["depthwise"]["w"][:, :, cut], stride)
+    expand, (n, height, width, _) = p["expand"], shape
+    y = rows @ expand["w"][:, cut]  # (N*P, C) -> (N*P, share)
+    y = y.reshape(n, height, width, -1)
+    w = p["depthwise"]["w"][:, :, cut]
+    padded, inside = bordered(y.shape, w.shape, stride, padding, y.dtype)
+    shift = expand["b"][cut][None, None, :] if "b" in expand else None
+    for image, target in zip(y, inside, strict=True):
+        finish(image, act, shift=shift, out=target)
+    return slide(padded, w, stride)
 
 
-def bordered(
-    height: int, width: int, channels: int, kernel: Sequence[int], stride: int, padding: Any, dtype: Any
-) -> tuple[Array, Array]:
-    """A grid with a border of zeros as the padding asks for it, and the view of its inside, which is not set."""
+def bordered(shape: Sequence[int], kernel: Sequence[int], stride: int, padding: Any, dtype: Any) -> tuple[Array, Array]:
+    """Grids with a border of zeros as the padding asks for it, and the view of their inside, which is not set.
+
+    Shapes: (N, H, W, C) -> (N, H + border, W + border, C) and a view (N, H, W, C) of it.
+    """
+    n, height, width, channels = shape
     top, bottom = padding_amounts(height, kernel[0], stride, padding)
     left, right = padding_amounts(width, kernel[1], stride, padding)
-    whole = np.empty((top + height + bottom, left + width + right, channels), dtype)
-    whole[:top] = 0.0
-    whole[top + height :] = 0.0
-    whole[:, :left] = 0.0
-    whole[:, left + width :] = 0.0
-    return whole, whole[top : top + height, left : left + width]
+    whole = np.empty((n, top + height + bottom, left + width + right, channels), dtype)
+    whole[:, :top] = 0.0
+    whole[:, top + height :] = 0.0
+    whole[:, :, :left] = 0.0
+    whole[:, :, left + width :] = 0.0
+    return whole, whole[:, top : top + height, left : left + width]
 
 
 def windows(padded: Array, kh: int, kw: int, stride: int) -> Array:
-    """A read-only view of all windows. Shapes: (H, W, C) -> (H', W', kh, kw, C)."""
-    height, width = ((length - k) // stride + 1 for length, k in zip(padded.shape[:2], (kh, kw), strict=True))
-    down, right, along = padded.strides
-    shape = (height, width, kh, kw, padded.shape[2])
-    strides = (stride * down, stride * right, down, right, along)
+    """A read-only view of all windows. Shapes: (N, H, W, C) -> (N, H', W', kh, kw, C)."""
+    height, width = ((length - k) // stride + 1 for length, k in zip(padded.shape[1:3], (kh, kw), strict=True))
+    each, down, right, along = padded.strides
+    shape = (padded.shape[0], height, width, kh, kw, padded.shape[3])
+    strides = (each, stride * down, stride * right, down, right, along)
     return np.lib.stride_tricks.as_strided(padded, shape, strides, writeable=False)
 
 
 def slide(padded: Array, w: Array, stride: int) -> Array:
     """A depthwise convolution without bias or padding, by one einsum over the windows, three times as fast as shifts.
 
-    Shapes: (H, W, C), (kh, kw, C) -> (H', W', C).
+    Shapes: (N, H, W, C), (kh, kw, C) -> (N, H', W', C).
     """
-    return np.einsum("ijklc,klc->ijc", windows(padded, *w.shape[:2], stride), w)
+    return np.einsum("nijklc,klc->nijc", windows(padded, w.shape[0], w.shape[1], stride), w)
 
 
 def depthwise(team: Team, x: Array, w: Array, b: Array | None, *, stride: int, padding: str, act: str | None) -> Array:
     """act(depthwise conv(x) + b). Shapes: (N, H, W, C) -> (N, H', W', C)."""
     cuts = shares(x.shape[3], team.size, 16)
 
-    def one(x: Array) -> Array:
-        def part(index: int) -> Array:
-            cut = cuts[index]
-            share = x[0, :, :, cut]
-            padded, inside = bordered(*share.shape, w.shape[:2], stride, padding, x.dtype)
-            inside[...] = share
-            y = slide(padded, w[:, :, cut], stride)
-            finish(y.reshape(-1, y.shape[2]), act, shift=None if b is None else b[None, cut])
-            return y
+    def part(index: int) -> Array:
+        share, of_share = x[:, :, :, cuts[index]], w[:, :, cuts[index]]
+        padded, inside = bordered(share.shape, w.shape, stride, padding, x.dtype)
+        inside[...] = share
+        y = slide(padded, of_share, stride)
+        finish(y.reshape(-1, y.shape[3]), act, shift=None if b is None else b[None, cuts[index]])
+        return y
 
-        parts = team.run(part, len(cuts))
-        return (parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2))[None]
-
-    return image_by_image(one, x)
+    parts = team.run(part, len(cuts))
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=3)
 
 
 def conv2d(team: Team, x: Array, w: Array, b: Array | None, *, stride: int, padding: str, act: str | None) -> Array:
@@ -334,27 +321,20 @@ def conv2d(team: Team, x: Array, w: Array, b: Array | None, *, stride: int, padd
     """
     kh, kw, _, width = w.shape
     flat = w.reshape(-1, width)  # (kh*kw*C, D)
-    out_h, out_w = (
-        output_length(length, k, stride, padding)  # type: ignore[arg-type]
-        for length, k in zip(x.shape[1:3], (kh, kw), strict=True)
-    )
-    band = max(1, EXPANDED // 2 // (out_w * flat.shape[0]))  # rows of the output at a time
-    bands = [slice(start, min(start + band, out_h)) for start in range(0, out_h, band)]
+    padded, inside = bordered(x.shape, w.shape, stride, padding, x.dtype)
+    inside[...] = x
+    seen = windows(padded, kh, kw, stride)
+    n, out_h, out_w = seen.shape[:3]
+    y = np.empty((n, out_h, out_w, width), x.dtype)
+    band = max(1, EXPANDED // 2 // max(1, out_w * flat.shape[0]))  # rows of the output at a time
+    bands = [(image, slice(start, start + band)) for image in range(n) for start in range(0, out_h, band)]
 
-    def one(x: Array) -> Array:
-        padded, inside = bordered(*x.shape[1:], (kh, kw), stride, padding, x.dtype)
-        inside[...] = x[0]
-        seen = windows(padded, kh, kw, stride)
-        y = np.empty((out_h, out_w, width), x.dtype)
+    def part(index: int) -> None:
+        for image, cut in bands[index :: team.size]:
+            patches = seen[image, cut].reshape(-1, flat.shape[0])  # (h * W', kh*kw*C), a copy
+            target = y[image, cut].reshape(-1, width)
+            np.matmul(patches, flat, out=target)
+            finish(target, act, shift=None if b is None else b[None, :])
 
-        def part(index: int) -> None:
-            for cut in bands[index :: team.size]:
-                patches = seen[cut].reshape(-1, flat.shape[0])  # (h * W', kh*kw*C), a copy
-                target = y[cut].reshape(-1, width)
-                np.matmul(patches, flat, out=target)
-                finish(target, act, shift=None if b is None else b[None, :])
-
-        team.run(part, team.size)
-        return y[None]
-
-    return image_by_image(one, x)
+    team.run(part, team.size)
+    return y

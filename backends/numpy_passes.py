@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-Array = np.ndarray[Any, Any]
+Array = Any
 # (y, t, u, out): out <- act(y), with t and u as scratch, of y's shape; out may be y, and may be laid out in another way
 InPlace = Callable[[Array, Array, Array, Array], None]
 

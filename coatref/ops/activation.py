@@ -31,13 +31,13 @@ def gelu_tanh(x: Array) -> Array:
 
 
 def sigmoid(x: Array) -> Array:
-    """1 / (1 + exp(-x)), computed with e = exp(-|x|) as 1 / (1 + e) where x >= 0 and e / (1 + e) where x < 0.
+    """1 / (1 + exp(-x)), computed as exp(min(x, 0)) / (1 + exp(-|x|)).
 
-    No exponential overflows, and small values keep their relative accuracy.
+    No exponential overflows, small values keep their relative accuracy, and automatic differentiation finds the right
+    slope everywhere, also at 0.
     """
     xp = namespace(x)
-    e = xp.exp(-xp.abs(x))  # in (0, 1]
-    return xp.where(x < 0, e, xp.ones_like(x)) / (1.0 + e)
+    return xp.exp(xp.minimum(x, xp.zeros_like(x))) / (1.0 + xp.exp(-xp.abs(x)))
 
 
 def silu(x: Array) -> Array:
