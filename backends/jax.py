@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+from coatref.backends import jax_ops
 from coatref.registry import Library
 
 
@@ -72,4 +73,5 @@ LIBRARY = Library(
     device=device,
     devices=devices,
     refuse_dtype=refuse_dtype,
+    primitives=jax_ops.PRIMITIVES,
 )
