@@ -332,6 +332,8 @@ def moves_of(way: Way, drawn: Drawn) -> float:
     with way.configured():
         params, given = way.params(drawn), way.array(x)
         results = [way.values(way.manner(coatref.forward)(params, given))]
+        if way.name != "wrong":
+            results.append(way.values(way.manner(prepared_forward)(params, given)))
         if primitives_for(given) != DEFINITION:
             results.append(
                 way.values(way.manner(functools.partial(coatref.forward, backend="definition"))(params, given))
@@ -339,6 +341,11 @@ def moves_of(way: Way, drawn: Drawn) -> float:
     for result in results:
         assert result.shape == reference.shape
     return max(float(np.max(np.abs(result - reference))) for result in results) / units.sensitivity(exact, x, way.dtype)
+
+
+def prepared_forward(params: coatref.Params, x: Array) -> Array:
+    """The fast forms on prepared parameters."""
+    return coatref.forward(coatref.prepare(params), x)
 
 
 def check_network(way: Way, count: int, most_stages: int = 3) -> float:
