@@ -365,7 +365,7 @@ def in_fast_types(form: Form, default: Form) -> Form:
         first = args[0] if args else kwargs["x" if "x" in kwargs else "q"]
         return (form if first.dtype.name in FAST_DTYPES else default)(*args, **kwargs)
 
-    return chosen
+    return functools.update_wrapper(chosen, form.func if isinstance(form, functools.partial) else form)
 
 
 def primitives(team: Team | None = None) -> Mapping[str, Form]:

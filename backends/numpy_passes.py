@@ -94,7 +94,7 @@ def mish(y: Array, t: Array, u: Array, out: Array) -> None:
 
 
 def relu(y: Array, t: Array, u: Array, out: Array) -> None:
-    """max(x, 0)."""
+    """ReLU: max(x, 0)."""
     np.maximum(y, 0.0, out=out)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import Any
 
 from coatref.blocks import convnext, head, mbconv, stem, transformer
@@ -16,6 +17,8 @@ from coatref.specification.parts import ConvNeXt, MBConv, Transformer
 from coatref.specification.spec import Block
 from coatref.tap import Tap, inside, no_tap, recorder
 from coatref.tree import flatten
+
+NETWORK = "coatref.backends.network"
 
 
 def forward(params: Params | Prepared, x: Array, *, backend: Backend = None, threads: int | None = None) -> Array:
@@ -59,7 +62,8 @@ def forward(params: Params | Prepared, x: Array, *, backend: Backend = None, thr
 
 def fast_network() -> Any:
     """`coatref.backends.network`, found by name: no import leads from here to the fast forms."""
-    return importlib.import_module("coatref.backends.network")
+    found = sys.modules.get(NETWORK)  # first, as torch.compile traces a look-up and no import by name
+    return found if found is not None else importlib.import_module(NETWORK)
 
 
 def check_threads(threads: Any, library: Library, backend: Backend) -> None:
@@ -180,5 +184,6 @@ def check_size(params: Params | Prepared, height: int, width: int) -> None:
             raise SizeError(
                 f"The image is {height}x{width} and the relative-bias tables are made for "
                 f"{spec.image_size[0]}x{spec.image_size[1]}: block {block.name} has a grid of {grid[block.name]} and a "
-                f"table for {made_for[block.name]}; interpolate them with params.resize({height}, {width})."
+                f"table for {made_for[block.name]}; interpolate them with params.resize({height}, {width})"
+                f"{' and prepare the result' if isinstance(params, Prepared) else ''}."
             )

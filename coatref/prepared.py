@@ -63,6 +63,7 @@ def prepare(params: Params) -> Prepared:
     folding = importlib.import_module(
         "coatref.backends.folding"
     )  # by name: no import leads from here to the fast forms
+    importlib.import_module("coatref.backends.network")  # so that `forward` finds it there, also inside torch.compile
     prepared: Prepared = folding.fold(params)
     return prepared
 

@@ -129,13 +129,20 @@ def library_of(array: Array) -> Library:
         LibraryError: it is no array, or of a library without an array-API namespace.
     """
     cls: Any = type(array)
+    if cls in _LIBRARY_OF:
+        return _LIBRARY_OF[cls]
     found = _library_of_type(cls) if hasattr(array, "shape") and hasattr(array, "dtype") else None
-    if found is not None and {base.__name__ for base in cls.__mro__} & set(found.refused):
+    if found is None:
+        return _unregistered(array)
+    if {base.__name__ for base in cls.__mro__} & set(found.refused):
         raise LibraryError(f"A plain array was expected, got {cls.__name__}, which computes otherwise; use its data.")
-    return found or _unregistered(array)
+    _LIBRARY_OF[cls] = found
+    return found
 
 
-@functools.cache
+_LIBRARY_OF: dict[type, Library] = {}  # a dict and not functools.cache, which torch.compile does not see as one
+
+
 def _library_of_type(cls: type) -> Library | None:
     places = registered()
     for base in cls.__mro__[:-1]:

@@ -25,6 +25,7 @@ import units
 from draw_specs import Drawn, closed_choices, specs
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from signed import signed
 
 import coatref
 from coatref.ops.activation import ACTIVATIONS
@@ -98,8 +99,10 @@ class Way(NamedTuple):
 
     def params(self, drawn: Drawn) -> coatref.Params:
         """The drawn network's parameters."""
-        params = coatref.init(
-            drawn.spec, drawn.seed, xp=self.library, dtype=self.dtype, device=self.device, scheme="distinct"
+        params = signed(
+            coatref.init(
+                drawn.spec, drawn.seed, xp=self.library, dtype=self.dtype, device=self.device, scheme="distinct"
+            )
         )
         return coatref.Params(map_named(lambda name, array: self.layout(array), params), params.spec)
 
@@ -326,7 +329,7 @@ def test_every_primitive_has_a_bound() -> None:
 
 def moves_of(way: Way, drawn: Drawn) -> float:
     """How far a way's output lies from NumPy's in float64, in moves of the output under perturbations of one unit."""
-    exact = coatref.init(drawn.spec, drawn.seed, dtype=way.dtype, scheme="distinct").to(dtype="float64")
+    exact = signed(coatref.init(drawn.spec, drawn.seed, dtype=way.dtype, scheme="distinct")).to(dtype="float64")
     x = drawn.images(dtype=way.dtype)
     reference = coatref.forward(exact, x, backend="definition")
     with way.configured():
@@ -390,7 +393,7 @@ def test_torch_maps_over_the_batch(drawn: Drawn) -> None:
     way = Way("torch-float64", "torch", "float64")
     params, x = way.params(drawn), way.array(drawn.images(3))
     one_by_one = torch.func.vmap(lambda image: coatref.forward(params, image[None, ...])[0, ...])(x)
-    exact = coatref.init(drawn.spec, drawn.seed, dtype="float64", scheme="distinct")
+    exact = signed(coatref.init(drawn.spec, drawn.seed, dtype="float64", scheme="distinct"))
     reference = coatref.forward(exact, drawn.images(3), backend="definition")
     moved = units.sensitivity(exact, drawn.images(3), "float64")
     assert np.max(np.abs(way.values(one_by_one) - reference)) <= units.NETWORK_UNITS * moved

@@ -22,6 +22,7 @@ from PIL import Image
 
 import coatref
 from coatref import digits, registry
+from coatref.backends import describe
 from coatref.cli import breakdown, engine, main
 from coatref.cli import digits as cli_digits
 from coatref.cli.arguments import parse_size
@@ -454,14 +455,46 @@ def test_output_that_is_not_finite_is_an_error(cli: Cli, tmp_path: Path) -> None
 def test_definition_is_passed_on(monkeypatch: pytest.MonkeyPatch, cli: Cli, tiny: Path) -> None:
     asked = []
 
-    def spy(params: Any, x: Any, *, backend: Any = None) -> Any:
-        asked.append(backend)
-        return coatref.forward(params, x, backend=backend)
+    def spy(params: Any, x: Any, *, backend: Any = None, threads: Any = None) -> Any:
+        asked.append((type(params).__name__, backend, threads))
+        return coatref.forward(params, x, backend=backend, threads=threads)
 
     monkeypatch.setattr(engine, "forward", spy)
     assert "the definition alone" not in cli("forward", "--weights", tiny).out
     assert "the definition alone" in cli("forward", "--weights", tiny, "--definition").out
-    assert asked == [None, "definition"]
+    cli("forward", "--weights", tiny, "--threads", 2)
+    assert asked == [("Prepared", None, None), ("Params", "definition", None), ("Prepared", None, 2)]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--threads", 0), "whole number of threads from 1"),
+        (("--threads", 2, "--definition"), "threads=2 was asked for, which is a setting of the fast forms of NumPy"),
+        (("--threads", 2, "--backend", "torch"), "torch.set_num_threads"),
+    ],
+)
+def test_threads_that_nobody_would_heed_are_refused(cli: Cli, options: tuple[Any, ...], words: str) -> None:
+    run = cli("forward", *options)
+    assert run.code == 2 and words in run.err
+
+
+def test_time_compares_the_forms(cli: Cli, tiny: Path) -> None:
+    run = cli("forward", "--weights", tiny, "--time", "--json")
+    timings = json.loads(run.out)["timings"]
+    assert [each["form"] for each in timings] == ["definition", "fast forms", "fast forms, prepared"]
+    assert all(0 < each["fastest_seconds"] <= each["median_seconds"] and each["images"] == 1 for each in timings)
+    assert all(each["rounds"] >= 3 for each in timings)
+    words = cli("forward", "--weights", tiny, "--time", "-q").out
+    assert "Forward pass of 1 image" in words and "fast forms, prepared" in words
+    words = cli("forward", "--weights", tiny, "--time", "-q", "--definition").out
+    assert "definition" in words and "prepared" not in words
+
+
+def test_time_of_jax_compiles_every_form(cli: Cli) -> None:
+    timings = json.loads(cli("forward", "--backend", "jax", "--time", "--json").out)["timings"]
+    assert [each["form"] for each in timings] == ["definition", "fast forms", "fast forms, prepared"]
+    assert {each["images"] for each in timings} == {30}
 
 
 def test_time_is_that_of_the_forward_pass_alone() -> None:
@@ -581,6 +614,8 @@ def test_info_json(cli: Cli, absent_library: str) -> None:
     of = {entry["name"]: entry for entry in found["libraries"]}
     assert {"numpy", "torch", "jax", "cupy", "array_api_strict", absent_library} <= set(of)
     assert "jaxlib" not in of  # the same library again
+    forms = of["numpy"].pop("forms")
+    assert forms == {key: describe()["numpy"][key] for key in ("primitives", "steps")}
     assert of["numpy"] == {
         "name": "numpy",
         "version": np.__version__,
@@ -589,6 +624,7 @@ def test_info_json(cli: Cli, absent_library: str) -> None:
         "devices": ["cpu"],
         "erf": "own",
         "fast_forms": sorted(registry.library("numpy").primitives),
+        "without": {},
         "unavailable": None,
     }
     assert "pip install absent" in of[absent_library]["unavailable"]
@@ -600,7 +636,7 @@ def test_info_text(cli: Cli, absent_library: str) -> None:
     run = cli("info")
     assert run.code == 0 and ESCAPE not in run.out and max(map(len, run.out.splitlines())) <= 80
     assert f"coatref {coatref.__version__}, Python {sys.version.split()[0]}" in run.out
-    for words in (f"numpy {np.__version__}", "devices: cpu", "error function: its own", "pip install absent"):
+    for words in (f"numpy {np.__version__}", "devices: cpu", "by the definition: max_pool", "prepared: own steps", "error function: its own", "pip install absent"):
         assert words in " ".join(run.out.split())
 
 

@@ -18,6 +18,7 @@ import units
 from draw_specs import Drawn, specs
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from signed import signed
 
 import coatref
 from coatref.backends import numpy as backend
@@ -48,7 +49,7 @@ class Expected(NamedTuple):
 
 
 def expected(drawn: Drawn, dtype: str, batch: int) -> Expected:
-    params = coatref.init(drawn.spec, drawn.seed, dtype=dtype, scheme="distinct")
+    params = signed(coatref.init(drawn.spec, drawn.seed, dtype=dtype, scheme="distinct"))
     exact, x = params.to(dtype="float64"), drawn.images(batch, dtype)
     reference = coatref.forward(exact, x, backend="definition")
     return Expected(params, x.astype(dtype), reference, units.sensitivity(exact, x, dtype))
@@ -89,7 +90,7 @@ def test_many_networks_in_small_pieces(dtype: str) -> None:
     check(dtype, 1500)
 
 
-SMALL = {"image_size": (64, 96), "classes": 7}
+SMALL: dict[str, Any] = {"image_size": (64, 96), "classes": 7}
 NETWORKS = (  # an ordinary size of piece, and every whole branch: squeeze-excite early and late, all pools, no biases
     coatref.spec("timm/coatnet_0_rw_224", depths=(1, 1, 2, 1), widths=(32, 64, 96, 160), **SMALL),
     coatref.spec("coatnet_0", depths=(2, 1, 2, 2, 1), widths=(24, 32, 64, 96, 160), **SMALL),
@@ -315,7 +316,7 @@ def half_a_gate(p: Any, means: Array, act: str) -> Array:
 RIGHT: dict[str, Callable[..., Any]] = {
     name: getattr(blocks, name) for name in ("shares", "attend", "bordered", "windows", "standardise", "excitation")
 }
-FAULTS = {
+FAULTS: dict[str, list[Callable[..., Any]]] = {
     "finish": [loses_the_last_tile],
     "shares": [loses_the_last_channel],
     "attend": [without_bias, with_transposed_bias, without_largest_weight],

@@ -13,6 +13,8 @@ from rich.text import Text
 from coatref import digits
 from coatref.cli.engine import Engine, classify, seconds_text
 from coatref.cli.output import console, print_json, size_text
+from coatref.cli.timing import as_plain as plain_timings
+from coatref.cli.timing import show_timings, timings
 from coatref.specification.spec import Spec
 
 CHUNK = 30  # digits at a time; within a quarter of the fastest from 15 to 60
@@ -37,19 +39,22 @@ class Results:
         return int((self.predictions == self.labels).sum())
 
 
-def classify_digits(engine: Engine, *, as_json: bool, quiet: bool) -> None:
+def classify_digits(engine: Engine, *, timed: bool, as_json: bool, quiet: bool) -> None:
     """Classify the digits that the bundled checkpoint has not seen, and print how many are right."""
     images, labels = digits.heldout()
     params = digits.checkpoint()
     outputs, seconds = classify(engine, engine.params(params), images, digits.upscale, CHUNK, quiet or as_json)
     results = Results(engine, params.spec, images, np.asarray(labels), outputs.argmax(axis=1), seconds)
+    found = timings(engine, params, digits.upscale(images[:CHUNK])) if timed else []
     if as_json:
-        print_json(as_plain(results))
+        print_json(as_plain(results) | ({"timings": plain_timings(found, CHUNK)} if timed else {}))
         return
     out = console()
     if not quiet:
         show_pictures(out, results)
     out.print(summary(results), soft_wrap=True)
+    if timed:
+        show_timings(found, CHUNK)
 
 
 def as_plain(results: Results) -> dict[str, Any]:

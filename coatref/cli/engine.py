@@ -16,8 +16,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from coatref.cli.output import console
 from coatref.errors import InputError
-from coatref.model import forward
+from coatref.model import check_threads, forward
 from coatref.params import Params
+from coatref.prepared import Prepared, prepare
 from coatref.registry import Library, resolve_dtype, resolve_library
 
 PRETTY = {"numpy": "NumPy", "torch": "PyTorch", "jax": "JAX", "cupy": "CuPy"}
@@ -42,7 +43,7 @@ class Engine:
     device: Any
     device_name: str
     definition: bool
-    forward: Callable[[Params, Any], Any]
+    forward: Callable[[Params | Prepared, Any], Any]
     compiles: bool
 
     def array(self, values: Any) -> Any:
@@ -50,11 +51,12 @@ class Engine:
         space = self.library.namespace()
         return space.asarray(values, dtype=resolve_dtype(self.library, self.dtype), device=self.device)
 
-    def params(self, params: Params) -> Params:
-        """Parameters in this library."""
-        return params.to(xp=self.library.name, dtype=self.dtype, device=self.device)
+    def params(self, params: Params) -> Params | Prepared:
+        """Parameters in this library, prepared unless the definition computes."""
+        moved = params.to(xp=self.library.name, dtype=self.dtype, device=self.device)
+        return moved if self.definition else prepare(moved)
 
-    def timed_forward(self, params: Params, batch: Any) -> tuple[Any, float]:
+    def timed_forward(self, params: Params | Prepared, batch: Any) -> tuple[Any, float]:
         """The network's output as a NumPy array, and the seconds that the forward pass took.
 
         The output is brought to the host within that time, since some libraries return before they have computed.
@@ -90,18 +92,24 @@ def version_of(library: Library) -> str:
     return str(getattr(sys.modules.get(library.name.partition(".")[0]), "__version__", "(version unknown)"))
 
 
-def make_engine(backend: str, dtype: str, device: str | None, definition: bool) -> Engine:
+def make_engine(
+    backend: str, dtype: str, device: str | None, definition: bool, threads: int | None = None
+) -> Engine:
     """The engine that the options of `coatref forward` ask for.
 
     JAX gets its 64-bit types switched on where float64 is asked for, since the command has the process to itself, and
     compiles the whole network: in its eager mode it would compile every operation, which takes several times as long.
 
     Raises:
-        InputError: the library, data type or device is not known.
+        InputError: the library, data type or device is not known, or the library's threads are not coatref's to set.
         MissingDependencyError: the library is not installed.
     """
     library = resolve_library(backend)
-    run: Callable[[Params, Any], Any] = functools.partial(forward, backend="definition" if definition else None)
+    if threads is not None:
+        check_threads(threads, library, "definition" if definition else None)
+    run: Callable[[Params | Prepared, Any], Any] = functools.partial(
+        forward, backend="definition" if definition else None, threads=threads
+    )
     if library.name == "jax":
         import jax
 
@@ -155,7 +163,7 @@ def device_text(device: Any) -> str:
 
 
 def classify(
-    engine: Engine, params: Params, items: Any, prepare: Callable[[Any], Any], chunk: int, quiet: bool
+    engine: Engine, params: Params | Prepared, items: Any, prepare: Callable[[Any], Any], chunk: int, quiet: bool
 ) -> tuple[Any, float]:
     """The network's outputs for many images, a chunk at a time, with a progress bar on a terminal.
 

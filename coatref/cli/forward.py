@@ -19,6 +19,8 @@ coatref forward
 
 coatref forward --backend torch --dtype float64
 
+coatref forward --backend numpy --threads 1 --time
+
 coatref forward --weights mine.safetensors --image cat.jpg --image dog.jpg
 
 coatref forward --weights timm.safetensors --spec timm/coatnet_0_rw_224 --size 256x320 --json"""
@@ -52,6 +54,16 @@ def forward(
         str | None,
         typer.Option("--size", metavar="HxW", help="Run at another image size; relative-bias tables are interpolated."),
     ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            "--threads", metavar="N", help="Threads of NumPy's fast forms; else COATREF_NUM_THREADS, else all cores."
+        ),
+    ] = None,
+    timed: Annotated[
+        bool,
+        typer.Option("--time", help="Also time the definition, the fast forms and the prepared ones, in turns."),
+    ] = False,
     as_json: Json = False,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="Print results in single lines, without progress.")
@@ -63,7 +75,7 @@ def forward(
 
     With --weights and no --image: the bundled photograph.
 
-    The time is that of the forward pass alone, without reading and preparing.
+    The time is that of the forward pass alone, without reading and preparing; with --time the forms are timed as well.
     """
     if dtype not in ("float32", "float64"):
         raise InputError(f"--dtype {dtype!r} is not known; it is float32 or float64.")
@@ -72,7 +84,8 @@ def forward(
         given = [name for name, value in (("--spec", spec), ("--image", image), ("--size", size)) if value]
         if given:
             raise InputError(f"{' and '.join(given)} needs a checkpoint; name one with --weights FILE.")
-        classify_digits(make_engine(backend, dtype, device, definition), as_json=as_json, quiet=quiet)
+        engine = make_engine(backend, dtype, device, definition, threads)
+        classify_digits(engine, timed=timed, as_json=as_json, quiet=quiet)
         return
-    engine = make_engine(backend, dtype, device, definition)
-    classify_photographs(engine, weights, spec, image or [], wanted, as_json=as_json, quiet=quiet)
+    engine = make_engine(backend, dtype, device, definition, threads)
+    classify_photographs(engine, weights, spec, image or [], wanted, timed=timed, as_json=as_json, quiet=quiet)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import platform
 from typing import Any
@@ -14,7 +15,7 @@ from coatref.cli.arguments import Json
 from coatref.cli.engine import devices_of, version_of
 from coatref.cli.output import console, one_line, print_json
 from coatref.errors import CoatrefError
-from coatref.registry import library, registered
+from coatref.registry import Library, library, registered
 
 NEEDED = ("numpy", "array-api-compat", "scipy", "safetensors", "pillow", "typer", "rich")
 OPTIONAL = ("torch", "jax", "timm", "array-api-strict", "scikit-learn", "hypothesis", "pytest")
@@ -64,12 +65,20 @@ def describe(name: str) -> dict[str, Any]:
             "devices": list(devices_of(found)),
             "erf": "standard form" if found.erf is None else "own",
             "fast_forms": sorted(found.primitives),
+            "forms": served(found),
+            "without": dict(found.without()),
             "unavailable": None,
         }
     except CoatrefError as error:
         return {"name": name, "unavailable": one_line(str(error))}
     except Exception as error:  # noqa: BLE001 - whatever a library that is half installed, or without its driver, raises
         return {"name": name, "unavailable": one_line(f"{type(error).__name__}: {error}")}
+
+
+def served(found: Library) -> dict[str, dict[str, str]]:
+    """Which function serves each primitive, and each step of prepared parameters; see `coatref.backends.describe`."""
+    described: dict[str, dict[str, str]] = importlib.import_module("coatref.backends.describe").forms(found)
+    return described
 
 
 def show(found: dict[str, Any]) -> None:
@@ -107,5 +116,18 @@ def available(entry: dict[str, Any]) -> list[str]:
         *refused,
         f"devices: {', '.join(entry['devices'])}",
         f"error function: {erf}",
-        f"fast forms: {', '.join(entry['fast_forms']) or 'none'}",
+        *form_lines(entry),
+    ]
+
+
+def form_lines(entry: dict[str, Any]) -> list[str]:
+    """Which form serves what, in words."""
+    own = entry["fast_forms"]
+    rest = [name for name in entry["forms"]["primitives"] if name not in own]
+    steps = [name for name, place in entry["forms"]["steps"].items() if place != "the primitives"]
+    return [
+        f"fast forms: {', '.join(own) or 'none'}",
+        *([f"by the definition: {', '.join(rest)}"] if own and rest else []),
+        f"prepared: {('own steps ' + ', '.join(steps)) if steps else 'in steps made of its primitives'}",
+        *(f"without {name}: {reason}" for name, reason in entry["without"].items()),
     ]

@@ -13,6 +13,8 @@ from rich.text import Text
 
 from coatref.cli.engine import Engine, classify, seconds_text
 from coatref.cli.output import console, one_line, print_json, size_text, table
+from coatref.cli.timing import as_plain as plain_timings
+from coatref.cli.timing import show_timings, timings
 from coatref.images import photograph, preprocess
 from coatref.specification.spec import Spec
 from coatref.weights import load
@@ -50,6 +52,7 @@ def classify_photographs(
     images: Sequence[Path],
     size: tuple[int, int] | None,
     *,
+    timed: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -64,18 +67,22 @@ def classify_photographs(
         return preprocess(some, found, dtype=dtype)
 
     items: list[Any] = list(images) or [photograph()]
-    outputs, seconds = classify(
-        engine, engine.params(params), items, prepare, 1 if engine.on_cpu else CHUNK, quiet or as_json
-    )
+    chunk = 1 if engine.on_cpu else CHUNK
+    outputs, seconds = classify(engine, engine.params(params), items, prepare, chunk, quiet or as_json)
     names = [str(path) for path in images] or [BUNDLED]
     guesses = [(name, likeliest(row, found)) for name, row in zip(names, outputs, strict=True)]
     results = Results(engine, found, weights, not images, guesses, seconds)
+    some = prepare(items[:chunk]) if timed else None
+    forms = timings(engine, params, some) if timed else []
     if as_json:
-        print_json(as_plain(results))
-    elif quiet:
+        print_json(as_plain(results) | ({"timings": plain_timings(forms, len(some))} if timed else {}))
+        return
+    if quiet:
         show_lines(results)
     else:
         show_tables(results)
+    if timed:
+        show_timings(forms, len(some))
 
 
 def likeliest(output: Any, spec: Spec) -> list[Guess]:
