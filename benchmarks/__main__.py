@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from enum import StrEnum
@@ -11,9 +12,12 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from benchmarks import campaign, cases, render, results, show
+from benchmarks import campaign, cases, plan, render, results, show
 from benchmarks.cases import Case
 from benchmarks.forms import FORMS
+from benchmarks.plan import Plan
+
+CUDA_SECONDS = 150  # after which no further cases begin on a GPU, which is lent for minutes
 
 
 class Device(StrEnum):
@@ -67,7 +71,7 @@ def main(
         render.written(out.print)
         return
     try:
-        plan, chosen = planned(quick, models, forms, configs, rounds, device.value)
+        steps, chosen = planned(quick, models, forms, configs, rounds, device.value)
         around = campaign.surroundings(device.value)
     except (ValueError, RuntimeError) as error:
         out.print(f"error: {error}")
@@ -85,7 +89,7 @@ def main(
         kept({"cases": {case.key: record}})
 
     with tempfile.TemporaryDirectory(prefix="coatref-benchmarks-") as folder, out.status("") as status:
-        campaign.carried_out(plan, Path(folder), status_or_line(status), done)
+        campaign.carried_out(steps, Path(folder), status_or_line(status), done)
         if device is Device.cpu and limits and not quick and not forms:
             kept(campaign.limits_and_breakdown(chosen, status.update))
     out.print(f"{time.monotonic() - began:.0f} s")
@@ -95,7 +99,7 @@ def main(
 
 def planned(
     quick: bool, models: str, forms: str, configs: str, rounds: int | None, device: str
-) -> tuple[campaign.Plan, list[str]]:
+) -> tuple[Plan, list[str]]:
     """The plan that the options mean, and its models.
 
     Raises:
@@ -104,15 +108,14 @@ def planned(
     unknown = [name for name in listed(forms) if name not in FORMS]
     if unknown:
         raise ValueError(f"There is no form {unknown[0]!r}; there are {', '.join(FORMS)}.")
-    chosen = listed(models) or list(cases.MODELS[:1] if quick else cases.MODELS)
-    steps = campaign.planned(device, chosen, labels_of(configs, device, quick), listed(forms))
     cuda = device == "cuda"
-    return campaign.Plan(
-        steps=tuple(steps),
-        rounds=rounds or (5 if quick else 15),
-        seconds=15 if quick else (6 if cuda else 30),
-        deadline=time.monotonic() + (170 if cuda else 10**6),
-    ), chosen
+    chosen = listed(models) or list(cases.MODELS[:1] if quick or cuda else cases.MODELS)
+    steps = plan.planned(device, chosen, labels_of(configs, device, quick), listed(forms))
+    if quick or cuda:
+        return Plan(
+            steps, rounds or (5 if quick else 15), 8, time.monotonic() + CUDA_SECONDS if cuda else math.inf
+        ), chosen
+    return Plan(steps, rounds or 15, 30), chosen
 
 
 def status_or_line(status: Any) -> Any:

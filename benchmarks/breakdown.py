@@ -71,7 +71,7 @@ def run_with_tap(params: Any, x: np.ndarray, tap: Tap) -> None:
     library = library_of(x)
 
     def compute(part: Any, pool: Any = None) -> Any:
-        return network.run(params, part, fused_for(library, pool), tap)
+        return network.run(params, part, fused_for(part, pool), tap)
 
     if library.divide is None:
         compute(x)

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,10 @@ BUILD_SECONDS, TURN_SECONDS = 400, 120  # after which a worker is given up
 class Worker:
     """One form in a process of its own; `report` is its state, as `benchmarks.worker` tells it."""
 
-    def __init__(self, name: str, case: Case, folder: Path, reference: Path, core: int) -> None:
-        task = {"form": name, "case": case.as_dict(), "core": core, "reference": str(reference)}
-        self.name, self.log = name, folder / f"{name}.log"
+    def __init__(self, name: str, case: Case, folder: Path, core: int) -> None:
+        reference = str(reference_path(case, folder))
+        task = {"form": name, "case": case.as_dict(), "core": core, "reference": reference}
+        self.name, self.case, self.log = name, case, folder / f"{case.model}-{case.label}-{name}.log"
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "benchmarks.worker", json.dumps(task)],
@@ -83,20 +84,21 @@ class Worker:
         self.process.stdout.close()
 
 
-def gathered(
-    names: Iterable[str],
-    case: Case,
-    folder: Path,
-    reference: Path,
-    at_once: int,
-    tell: Callable[[Worker], None],
-) -> list[Worker]:
-    """Workers for all forms, `at_once` of them being built at a time; each is told of when its state is known."""
+def reference_path(case: Case, folder: Path) -> Path:
+    """Where the logits are that a case's forms must give."""
+    return folder / f"{case.model}-{case.label}.npy"
 
-    def start(numbered: tuple[int, str]) -> Worker:
-        worker = Worker(numbered[1], case, folder, reference, core=numbered[0] % at_once)
+
+def gathered(
+    wanted: Sequence[tuple[Case, str]], folder: Path, at_once: int, tell: Callable[[Worker], None]
+) -> list[Worker]:
+    """A worker for each case and form, `at_once` of them being built at a time; each is told of when its state is known."""
+
+    def start(numbered: tuple[int, tuple[Case, str]]) -> Worker:
+        number, (case, name) = numbered
+        worker = Worker(name, case, folder, core=number % at_once)
         tell(worker)
         return worker
 
     with ThreadPoolExecutor(at_once) as pool:
-        return list(pool.map(start, enumerate(names)))
+        return list(pool.map(start, enumerate(wanted)))

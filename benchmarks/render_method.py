@@ -19,12 +19,13 @@ def method_section() -> str:
   {weights.LARGEST_ERROR} epsilon of the type, relative to the largest logit, and the form is refused. The column *error* is that error.
 - All processes of a case are alive at once and are asked in turn for one timed run each, after one untimed run (none where
   a run takes over {rounds.LONG} s; on a GPU, ten timed runs), round after round, each round beginning with another form. A process answers
-  when its threads are at rest, so none spins beside the next.
+  when its threads are at rest, so none spins beside the next (after a run, torch's wait for about 10 ms, ONNX Runtime's for 35
+  and OpenBLAS's for 130; `spun_s` in the JSON file). So wait policies are the libraries' own, as a user has them.
 - A round in which other processes of the machine kept more than {rounds.QUIET} cores busy does not count.
 - Times are medians, with quartiles; *ratio* is to timm eager's median in the same case and run. Lower is better.
 - Threads: OMP, OpenBLAS, MKL, Numba and `COATREF_NUM_THREADS` by environment variable, torch, ONNX Runtime and OpenVINO
   by their own settings, and every process is kept on as many cores as it has threads (which is XLA's only setting).
-  Variables that tune a library (`OPENBLAS_CORETYPE`, `OMP_*`, `KMP_*`, ...) are unset, wait policies are the defaults.
+  Variables that tune a library (`OPENBLAS_CORETYPE`, `OMP_*`, `KMP_*`, ...) are unset.
 - Images are already in the layout that a form takes (NHWC for coatref, NCHW or channels_last for timm). torch runs in
   inference mode; compiled forms in torch.compile's default mode. float32 products are exact: OpenVINO is kept from bfloat16,
   and GPUs from TF32 (`torch.backends.cuda.matmul.allow_tf32` and `torch.backends.cudnn.allow_tf32` both off, torch's defaults

@@ -19,9 +19,10 @@ PATIENCE = 3  # times the seconds of a case that are spent on finding quiet roun
 
 @dataclass(frozen=True)
 class Round:
-    """The times of one round, and how many cores other processes kept busy meanwhile."""
+    """One turn of every form, and how many cores other processes kept busy meanwhile."""
 
     seconds: dict[str, list[float]]
+    spun: dict[str, float]  # processor time after the run, in which threads wait for more
     others: float
 
 
@@ -41,7 +42,7 @@ def measured(
         tell: called with the number of each round.
 
     Returns:
-        "seconds": form -> times. "rounds": how many count. "others": cores that others kept busy in these. "quiet":
+        "seconds": form -> times. "spun": form -> the most processor time after a run. "rounds": how many count. "others": cores that others kept busy in these. "quiet":
         whether they are rounds without others.
     """
     had: list[Round] = []
@@ -51,8 +52,9 @@ def measured(
     while not enough(had, rounds, (time.monotonic() - began) / seconds):
         tell(len(had))
         load = Load(processes)
-        times = one_round(workers, len(had), longest, gpu)
-        had.append(Round(times, load.others()))
+        answers = one_round(workers, len(had), longest, gpu)
+        times = {name: answer["seconds"] for name, answer in answers.items()}
+        had.append(Round(times, {name: answer["spun"] for name, answer in answers.items()}, load.others()))
     kept = counting(had)
     together: dict[str, list[float]] = {worker.name: [] for worker in workers}
     for each in kept:
@@ -61,7 +63,8 @@ def measured(
     for worker in workers:  # a form that is run in the first round alone, which may not count
         together[worker.name] = together[worker.name] or had[0].seconds.get(worker.name, [])
     others = round(sum(each.others for each in kept) / len(kept), 2)
-    return {"seconds": together, "rounds": len(kept), "others": others, "quiet": others <= QUIET}
+    spun = {name: round(max(each.spun.get(name, 0.0) for each in had), 3) for name in together}
+    return {"seconds": together, "spun": spun, "rounds": len(kept), "others": others, "quiet": others <= QUIET}
 
 
 def enough(had: Sequence[Round], rounds: int, time_used: float) -> bool:
@@ -79,13 +82,15 @@ def counting(had: Sequence[Round]) -> list[Round]:
     return quiet if len(quiet) >= min(FEWEST, len(had)) else list(had)
 
 
-def one_round(workers: Sequence[Worker], number: int, longest: dict[str, float], gpu: bool) -> dict[str, list[float]]:
+def one_round(
+    workers: Sequence[Worker], number: int, longest: dict[str, float], gpu: bool
+) -> dict[str, dict[str, Any]]:
     """A turn of every form; each round begins with another one.
 
     A turn is one untimed run, since other processes had the caches meanwhile, and one timed run (ten on a GPU, whose runs
     are short); runs of half a second need no untimed one. The worker answers when all its threads are at rest.
     """
-    times = {}
+    answers = {}
     shift = number % max(1, len(workers))
     for worker in [*workers[shift:], *workers[:shift]]:
         most = FORMS[worker.name].rounds
@@ -93,9 +98,9 @@ def one_round(workers: Sequence[Worker], number: int, longest: dict[str, float],
             continue
         answer = worker.turn(untimed=0 if longest[worker.name] > LONG or most else 1, timed=10 if gpu else 1)
         if answer is not None:
-            times[worker.name] = answer["seconds"]
+            answers[worker.name] = answer
             longest[worker.name] = max(longest[worker.name], *answer["seconds"])
-    return times
+    return answers
 
 
 class Load:

@@ -74,3 +74,13 @@ BASELINE = "timm-eager"
 GROWING = ("timm-eager", "numpy-prepared", "torch-prepared", "jax-prepared")  # measured at every size and batch
 DOUBLE = ("timm-eager", "numpy-definition", "numpy-prepared", "torch-prepared")  # measured in float64
 ON_REQUEST = ("planted-mistake",)
+ON_CUDA = (  # in order of use; a machine is lent for minutes only
+    "timm-eager",
+    "timm-channels-last",
+    "timm-compiled",
+    "torch-prepared",
+    "torch-prepared-compiled",
+    "cupy-definition",
+    "cupy-prepared",
+    "jax-prepared",
+)
