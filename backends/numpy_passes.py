@@ -19,15 +19,15 @@ InPlace = Callable[[Array, Array, Array, Array], None]
 
 TILE = 32768  # numbers; y with its two scratch tiles takes 384 KiB in float32
 
-# Polynomials in u = x^2 with the least weighted error over |x| <= 6; `docs/derive_gelu.py` fits and prints them.
+# Odd polynomials x P(x^2) with the least weighted error for 0 < x <= 6 and 4; `docs/derive_gelu.py` fits and prints them.
 # fmt: off
-MINUS_LOG_ODDS32 = (  # x P(x^2) = -ln(Phi(x) / Phi(-x)), so that x Phi(x) = x / (1 + exp(x P)); 0.5 units of 2^-24 |x|
-    -1.5957698829176084, -0.07266616926867628, 6.519008497543118e-05, 0.00011061235160164395,
-    -7.92948599085133e-06, 2.645266895513618e-07, -3.512347555177347e-09,
+MINUS_LOG_ODDS32 = (  # -ln(Phi(x) / Phi(-x)), so that x Phi(x) = x / (1 + exp(x P)); off by 0.48 units of 2^-24 |x|
+    -1.5957698829669635, -0.072666168996323, 6.51897463394241e-05, 0.0001106124846984202,
+    -7.929507610867104e-06, 2.6452820354461825e-07, -3.5123844937230996e-09,
 )
-ARTANH_ERF32 = (  # x Q(x^2) = artanh(erf(x)); 1.6 units of 2^-24 erf(x)
-    1.1283792745015842, 0.1027690537967071, -0.00019182643097149813, -0.0006197881983703199,
-    8.76385691847998e-05, -5.668665324532191e-06, 1.4186242285506377e-07,
+ARTANH_ERF32 = (  # artanh(erf(x)), so that erf(x) = tanh(x P); off by 1.60 units of 2^-24 |erf(x)|
+    1.128379274499361, 0.10276905397705385, -0.00019182693606084575, -0.0006197878118311497,
+    8.763845519110508e-05, -5.6686527525810495e-06, 1.418620569153233e-07,
 )
 # fmt: on
 MINUS_TANH_GELU = (

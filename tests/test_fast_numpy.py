@@ -7,8 +7,10 @@ tiles, shares and parts of the batch are made so small that every network is cut
 from __future__ import annotations
 
 import functools
+import importlib.util
 import math
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,6 +30,7 @@ from coatref.errors import InputError
 from coatref.primitives import DEFINITION
 
 Array = Any
+DERIVATION = Path(__file__).parents[1] / "docs" / "derive_gelu.py"
 
 
 @pytest.fixture
@@ -258,6 +261,19 @@ def test_activations_on_all_of_float32(name: str, capsys: pytest.CaptureFixture[
     with capsys.disabled():
         print(f"\n{name}: {worst:.3f} units of 2^-24 at most")
     assert worst <= WORST[name]
+
+
+@pytest.mark.skipif(not DERIVATION.is_file(), reason="needs the checkout: docs/derive_gelu.py is not beside the tests")
+def test_the_polynomials_are_those_of_the_derivation() -> None:
+    found = importlib.util.spec_from_file_location("derive_gelu", DERIVATION)
+    assert found is not None and found.loader is not None
+    derivation = importlib.util.module_from_spec(found)
+    found.loader.exec_module(derivation)
+    for name, stated in (("MINUS_LOG_ODDS32", 0.49), ("ARTANH_ERF32", 1.60)):
+        table = getattr(passes, name)
+        assert derivation.error(name, table) <= stated
+        # the fit, made anew, gives the same polynomial: no coefficient is another one's, and none was edited
+        np.testing.assert_allclose(table, derivation.fit(name), rtol=1e-4)
 
 
 def test_activations_of_infinity_and_nan_are_those_of_the_definition() -> None:
