@@ -792,6 +792,9 @@ def fused(steps: Steps) -> Fused:
     def attention(qkv: Array, bias: Array | None, *, heads: int, add: str) -> Array:
         return steps.attention(contiguous(qkv), contiguous(bias), heads=heads, add=add)
 
+    def max_pool(x: Array, *, size: int, stride: int, padding: Any) -> Array:
+        return steps.pool(x, size=size, stride=stride, padding=padding, kind="max")
+
     def avg_pool(x: Array, *, size: int, stride: int, padding: Any, padded_zeros: str) -> Array:
         return steps.pool(x, size=size, stride=stride, padding=padding, kind=padded_zeros)
 
@@ -806,7 +809,7 @@ def fused(steps: Steps) -> Fused:
         attention=attention,
         activation=steps.activation,
         add=steps.add,
-        max_pool=functools.partial(steps.pool, kind="max"),
+        max_pool=max_pool,
         avg_pool=avg_pool,
         global_avg_pool=steps.global_avg_pool,
         softmax=steps.softmax,

@@ -7,6 +7,7 @@ python -m benchmarks.gpu_smoke --compile  # only compiles the kernels, which CuP
 from __future__ import annotations
 
 import dataclasses
+import functools
 import statistics
 import sys
 import time
@@ -133,12 +134,12 @@ def timings() -> None:
         prepared = coatref.prepare(params)
         for batch in (1, 64):
             x = cupy.asarray(np.random.default_rng(0).standard_normal((batch, 224, 224, 3)), dtype=dtype)
-            whole, host = times(lambda prepared=prepared, x=x: coatref.forward(prepared, x))
+            whole, host = times(functools.partial(coatref.forward, prepared, x))
             print(
                 f"  {dtype}, batch {batch}: {whole:.2f} ms, of which the host takes {host:.2f} ms to start everything"
             )
-            attempt(f"profile of {dtype}, batch {batch}", lambda prepared=prepared, x=x: profile(prepared, x))
-            attempt(f"graph of {dtype}, batch {batch}", lambda prepared=prepared, x=x: graph(prepared, x))
+            attempt(f"profile of {dtype}, batch {batch}", functools.partial(profile, prepared, x))
+            attempt(f"graph of {dtype}, batch {batch}", functools.partial(graph, prepared, x))
 
 
 def times(run: Callable[[], Any], rounds: int = 15) -> tuple[float, float]:
@@ -218,13 +219,13 @@ def main() -> int:
     import cupy
 
     for bits in (32, 16, 64):
-        attempt(f"compiling for {bits} bits", lambda bits=bits: compiled(bits))
+        attempt(f"compiling for {bits} bits", functools.partial(compiled, bits))
     if "--compile" in sys.argv:
         return bool(failures)
     properties = cupy.cuda.runtime.getDeviceProperties(0)
     print(f"{properties['name'].decode()}, CuPy {cupy.__version__}, CUDA {cupy.cuda.runtime.runtimeGetVersion()}")
     for dtype in TOLERANCE:
-        attempt(f"primitives in {dtype}", lambda dtype=dtype: primitives(dtype))
+        attempt(f"primitives in {dtype}", functools.partial(primitives, dtype))
     attempt("networks", networks)
     attempt("timings", timings)
     print(f"smoke: {len(failures)} failures {failures}")
