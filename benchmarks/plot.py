@@ -23,7 +23,13 @@ def written(found: dict[str, dict[str, Any]], path: Path) -> bool:
         return False
     matplotlib.use("Agg")
     matplotlib.rcParams.update(
-        {"svg.hashsalt": "coatref", "font.size": 8, "axes.spines.top": False, "axes.spines.right": False}
+        {
+            "svg.hashsalt": "coatref",
+            "svg.fonttype": "none",
+            "font.size": 8,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+        }
     )
     from matplotlib import pyplot
 

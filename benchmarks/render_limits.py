@@ -45,7 +45,10 @@ def breakdowns(each: dict[str, Any], limits: dict[str, dict[str, Any]]) -> list[
     for key, found in each.get("breakdown", {}).items():
         model, _, label = key.partition("/")
         threads = label.rpartition("t")[2]
-        if "unavailable" in found or model not in limits.get(threads, {}):
+        if "unavailable" in found:
+            parts.append(f"{key}: unavailable: {found['unavailable']}")
+            continue
+        if model not in limits.get(threads, {}):
             continue
         parts += [
             f"{model}, batch 1, {threads} thread{'s' * (threads != '1')}, {found['form']}:",

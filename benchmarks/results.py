@@ -23,7 +23,12 @@ def read(path: Path) -> dict[str, Any]:
 
 def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     """The old results with everything that was measured anew in place of what it repeats."""
-    return old | new | {"cases": old.get("cases", {}) | new.get("cases", {})}
+    parts: dict[str, Any] = {name: old.get(name, {}) | new.get(name, {}) for name in ("cases", "breakdown")}
+    limits = {
+        threads: old.get("limits", {}).get(threads, {}) | new.get("limits", {}).get(threads, {})
+        for threads in old.get("limits", {}) | new.get("limits", {})
+    }
+    return old | new | parts | {"limits": limits}
 
 
 def write(path: Path, results: dict[str, Any]) -> None:
