@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
+from coatref.backends import torch_fused, torch_ops
 from coatref.registry import Library
 
 
-@functools.cache
 def namespace() -> Any:
     """PyTorch as array-api-compat wraps it."""
     import array_api_compat.torch
@@ -38,6 +37,20 @@ def devices() -> tuple[str, ...]:
     return ("cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count())))
 
 
+def without() -> dict[str, str]:
+    """What is left to the definition, and which of oneDNN's products this torch lacks."""
+    missing = {
+        "gather_bias": "the definition's `take` is already one kernel",
+        "linear_attention": "torch has no kernel of it; elu(t) + 1 loses digits where t is far below 0",
+    }
+    if not torch_fused.HAS_ONEDNN:
+        missing["dense with activation or residual"] = (
+            "this torch has no oneDNN, or not torch.ops.mkldnn._linear_pointwise and _convolution_pointwise, which torch "
+            "2.13 has; the activation and the residual are passes of their own"
+        )
+    return missing
+
+
 LIBRARY = Library(
     name="torch",
     install="'coatref[torch]'",
@@ -47,4 +60,7 @@ LIBRARY = Library(
     erf=erf,
     device=lambda x: x.device,
     devices=devices,
+    primitives=torch_ops.PRIMITIVES,
+    without=without,
+    fused=torch_fused.steps,
 )
