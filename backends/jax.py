@@ -40,10 +40,10 @@ def to_numpy(x: Any) -> Any:
 
 
 def device(x: Any) -> Any:
-    """The device or sharding of a concrete array; a traced one has none yet."""
+    """The device of a concrete array on one; a traced array has none yet, and one over many devices none in particular."""
     import jax
 
-    return None if isinstance(x, jax.core.Tracer) else x.device
+    return None if isinstance(x, jax.core.Tracer) or len(x.devices()) > 1 else x.device
 
 
 def devices() -> tuple[str, ...]:

@@ -10,12 +10,13 @@ errors), mixed data types, empty arrays.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from typing import Any
 
 from coatref.attention.relative_attention import check_shapes
 from coatref.ops import matmul
-from coatref.primitives import DEFINITION
+from coatref.primitives import DEFINITION, Form
 from coatref.registry import Array
 from coatref.specification.grids import output_length, padding_amounts
 from coatref.tap import Tap, no_tap
@@ -83,16 +84,20 @@ def depthwise_conv2d(x: Array, w: Array, b: Array | None = None, *, stride: int 
     margins = margins_of(x, w.shape[:2], stride, padding)
     if margins is None or x.shape[3] != w.shape[2] or not alike(x, w, b):
         return DEFINITION.depthwise_conv2d(x, w, b, stride=stride, padding=padding)
-
-    def shifted(x: Array, w: Array) -> Array:
-        padded = lax.optimization_barrier(jnp.pad(x, ((0, 0), *margins, (0, 0))))
-        return DEFINITION.depthwise_conv2d(padded, w, None, stride=stride, padding="valid")
-
-    def grouped(x: Array, w: Array) -> Array:
-        return convolve(x, w[:, :, None, :], stride, margins, groups=w.shape[2])  # (kh, kw, C) -> (kh, kw, 1, C)
-
-    y = lax.platform_dependent(x, w, cpu=shifted, default=grouped)
+    here, elsewhere = (functools.partial(form, stride=stride, margins=margins) for form in (shifted, grouped))
+    y = lax.platform_dependent(x, w, cpu=here, default=elsewhere)
     return y if b is None else y + b
+
+
+def shifted(x: Array, w: Array, *, stride: int, margins: Margins) -> Array:
+    """Depthwise convolution as a sum over the window. Shapes: (N, H, W, C), (kh, kw, C) -> (N, H', W', C)."""
+    padded = lax.optimization_barrier(jnp.pad(x, ((0, 0), *margins, (0, 0))))  # type: ignore[no-untyped-call]
+    return DEFINITION.depthwise_conv2d(padded, w, None, stride=stride, padding="valid")
+
+
+def grouped(x: Array, w: Array, *, stride: int, margins: Margins) -> Array:
+    """Depthwise convolution by lax. Shapes: (N, H, W, C), (kh, kw, C) -> (N, H', W', C)."""
+    return convolve(x, w[:, :, None, :], stride, margins, groups=w.shape[2])  # (kh, kw, C) -> (kh, kw, 1, C)
 
 
 def activation(x: Array, kind: str) -> Array:
@@ -130,7 +135,7 @@ def relative_attention(
     return matmul(weights, v) / jnp.sum(weights, axis=-1, keepdims=True)  # (N, heads, Q, K) @ (N, heads, K, D)
 
 
-PRIMITIVES = {
+PRIMITIVES: dict[str, Form] = {
     "conv2d": conv2d,
     "depthwise_conv2d": depthwise_conv2d,
     "activation": activation,
