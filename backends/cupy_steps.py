@@ -9,8 +9,8 @@ What it buys, against one CuPy operation after the other: a chain of elementwise
 three (five with several images), a depthwise convolution one. At batch 1 launches are what costs, at batch 64 memory.
 Float32 products are exact to float32 (no TF32); float16 is computed in float32 between one load and one store.
 
-No form waits for the device, so a forward pass can be captured in a CUDA graph: run it once to fill CuPy's memory pool,
-then capture it on a stream of its own (`cupy.cuda.Stream.begin_capture`), copying new images into the array it ran on.
+No form waits for the device. A forward pass cannot be captured in a CUDA graph all the same, since CuPy 14 refuses calls
+of cuBLAS while a stream is being captured.
 """
 
 from __future__ import annotations

@@ -140,7 +140,6 @@ def timings() -> None:
                 f"  {dtype}, batch {batch}: {whole:.2f} ms, of which the host takes {host:.2f} ms to start everything"
             )
             attempt(f"profile of {dtype}, batch {batch}", functools.partial(profile, prepared, x))
-            attempt(f"graph of {dtype}, batch {batch}", functools.partial(graph, prepared, x))
 
 
 def times(run: Callable[[], Any], rounds: int = 15) -> tuple[float, float]:
@@ -158,26 +157,6 @@ def times(run: Callable[[], Any], rounds: int = 15) -> tuple[float, float]:
             whole.append(1000 * (time.perf_counter() - began))
         del kept
     return statistics.median(whole), statistics.median(host)
-
-
-def graph(prepared: Any, x: Any) -> None:
-    """The same forward pass captured in a CUDA graph, which nothing in it forbids."""
-    import cupy
-
-    stream = cupy.cuda.Stream(non_blocking=True)
-    with stream:
-        wanted = coatref.forward(prepared, x)
-        stream.synchronize()
-        stream.begin_capture()
-        try:
-            found = coatref.forward(prepared, x)
-        finally:
-            captured = stream.end_capture()
-        captured.launch(stream)
-        stream.synchronize()
-        same = bool(cupy.all(found == wanted))
-        whole, _ = times(lambda: captured.launch(stream))
-    print(f"    as a CUDA graph {whole:.2f} ms, equal to the last bit: {same}")
 
 
 def profile(prepared: Any, x: Any) -> None:

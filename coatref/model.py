@@ -16,7 +16,7 @@ from coatref.specification.grids import grids
 from coatref.specification.parts import ConvNeXt, MBConv, Transformer
 from coatref.specification.spec import Block
 from coatref.tap import Tap, inside, no_tap, recorder
-from coatref.tree import flatten
+from coatref.tree import flatten, leaves
 
 NETWORK = "coatref.backends.network"
 
@@ -150,6 +150,8 @@ def check_params_match(params: Params | Prepared, x: Array) -> None:
     """Refuse parameters of another library, dtype or device than x."""
     library = library_of(x)
     device = library.device(x)
+    if all(matches(array, x, library, device) for array in leaves(params)):
+        return
     for name, array in flatten(params):
         other = library_of(array)
         if other is not library and other.name != library.name:
@@ -166,6 +168,13 @@ def check_params_match(params: Params | Prepared, x: Array) -> None:
             raise LibraryError(
                 f"x is on device {device} and parameter {name} on {place}; move the parameters with params.to(device=...)."
             )
+
+
+def matches(array: Array, x: Array, library: Library, device: Any) -> bool:
+    """Whether an array belongs together with x, which is of that library and on that device (None: unknown)."""
+    if type(array) is not type(x) and library_of(array).name != library.name:
+        return False
+    return bool(array.dtype == x.dtype) and (device is None or library.device(array) in (None, device))
 
 
 def check_size(params: Params | Prepared, height: int, width: int) -> None:
