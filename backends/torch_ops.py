@@ -113,7 +113,7 @@ def rounds_to_tf32(x: Array, w: Array) -> bool:
 
 def slow_depthwise(x: Array) -> bool:
     """Whether torch's depthwise convolution of channels-last data is a plain loop: 29 ns for each number, in float64."""
-    return x.device.type == "cpu" and x.dtype == torch.float64
+    return bool(x.device.type == "cpu" and x.dtype == torch.float64)
 
 
 # --- the primitives; see `coatref.ops` and `coatref.attention` for what each computes ---
