@@ -41,7 +41,7 @@ def unwatched(*arrays: Array | None) -> bool:
     """Whether nobody but the caller sees what is done to these: no gradient, transform or autocast, in this thread."""
     if torch.is_grad_enabled() and any(array is not None and array.requires_grad for array in arrays):
         return False
-    if torch_ops.transformed():
+    if torch_ops.transformed(*arrays):
         return False
     return not any(torch_ops.autocast(array) for array in arrays[:1])
 

@@ -30,9 +30,18 @@ def autocast(x: Array) -> bool:
     return bool(torch.is_autocast_enabled(x.device.type))
 
 
-def transformed() -> bool:
-    """Whether this runs inside a transform of torch.func (vmap, grad, ...), or forward-mode differentiation."""
-    return torch._C._functorch.maybe_current_level() is not None or torch.autograd.forward_ad._current_level >= 0
+def transformed(*arrays: Array | None) -> bool:
+    """Whether a transform of torch.func (vmap, grad, jvp, ...) or forward-mode differentiation goes on.
+
+    torch has no public question for it. torch.compile traces another one than eager code can ask: of each array, whether
+    vmap is on it; of a gradient, `requires_grad` tells.
+    """
+    functorch = torch._C._functorch
+    if torch.autograd.forward_ad._current_level >= 0:
+        return True
+    if torch.compiler.is_compiling():
+        return any(array is not None and functorch.is_batchedtensor(array) for array in arrays)
+    return functorch.maybe_current_level() is not None
 
 
 def alike(x: Array, *others: Array | None) -> bool:
@@ -244,7 +253,7 @@ def relative_attention(
     biased = bias is None or tuple(bias.shape) in ((*q.shape[1:2], *pairs), (1, *pairs))
     known = scale_site in ("query", "key", "query_and_key", "logits", "logits_and_bias") and scale > 0
     early = add == "pre_softmax" or (bias is None and add == "post_softmax")
-    plain = key_mask is None and tap is no_tap and not transformed()
+    plain = key_mask is None and tap is no_tap and not transformed(q, k, v, bias)
     if not (shaped and biased and known and early and plain and alike(q, k, v, bias)):
         return DEFINITION.relative_attention(
             q, k, v, bias, scale=scale, scale_site=scale_site, add=add, key_mask=key_mask, tap=tap

@@ -478,6 +478,23 @@ def test_torch_compile_sees_one_graph(prepared: bool) -> None:
     compiled_agrees(SMALL, "eager", prepared, "float32")
 
 
+@pytest.mark.parametrize(
+    "transform",
+    [
+        lambda tree, x: torch.func.vmap(lambda image: coatref.forward(tree, image[None])[0])(x),
+        lambda tree, x: torch.func.grad(lambda x: coatref.forward(tree, x).sum())(x),
+    ],
+    ids=["vmap", "grad"],
+)
+def test_torch_compile_sees_one_graph_of_a_transform(transform: Callable[..., Array]) -> None:
+    drawn = Drawn(SMALL, 3)
+    tree, x = coatref.prepare(params_of(drawn, "float32")), images_of(drawn, "float32", 2)
+    torch._dynamo.reset()
+    function: Any = torch.compile(transform, fullgraph=True, backend="eager")
+    torch.testing.assert_close(function(tree, x), transform(tree, x))
+    torch._dynamo.reset()
+
+
 @pytest.mark.deep
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("backend", ["eager", "inductor"])
