@@ -140,7 +140,8 @@ def on_its_device(form: Form) -> Form:
     def placed(*args: Any, **options: Any) -> Any:
         import cupy
 
-        device = (args[0] if args else options["x" if "x" in options else "q"]).device
+        first = args[0] if args else next(options[name] for name in ("x", "q", "qkv") if name in options)
+        device = first.device
         if device.id == cupy.cuda.runtime.getDevice():
             return form(*args, **options)
         with device:

@@ -10,7 +10,7 @@ out=${OUT:-/tmp/coatref-gpu}
 python=${PYTHON:-python3}
 mkdir -p "$out"
 began=$SECONDS
-steps="install ${STEPS:-smoke tests benchmark}"
+steps="install ${STEPS:-smoke tests benchmark larger}"
 summary=()
 
 step() { # name, seconds, command...: its output goes to $out/name.log, the end of it is shown
@@ -43,14 +43,16 @@ tests=()
 for file in tests/test_fast_cupy.py tests/test_fast_torch.py tests/test_backends.py; do
   [[ -e $file ]] && tests+=("$file")
 done
-JAX_PLATFORMS=cpu step tests 160 "$python" -m pytest "${tests[@]}" -k 'cuda or (test_backends and cupy)' \
+JAX_PLATFORMS=cpu step tests 135 "$python" -m pytest "${tests[@]}" -k 'cuda or (test_backends and cupy)' \
   -q -W ignore -n 6 --maxfail=10 --continue-on-collection-errors -p no:cacheprovider --tb=short -rf --durations=5
 grep -E '^(FAILED|ERROR|E  )' "$out/tests.log" 2>/dev/null | cut -c1-300 | head -n 40
 tail -n 12 "$out/tests.log" 2>/dev/null | cut -c1-300
 
-left=$((510 - (SECONDS - began)))
-step benchmark "$left" "$python" -m benchmarks --device cuda --json "$out/cuda.json"
-tail -n 75 "$out/benchmark.log" 2>/dev/null
+step benchmark 230 "$python" -m benchmarks --device cuda --json "$out/cuda.json"
+tail -n 70 "$out/benchmark.log" 2>/dev/null
+left=$((525 - (SECONDS - began)))
+step larger "$left" "$python" -m benchmarks --device cuda --models coatnet_1_rw_224 --json "$out/cuda.json"
+tail -n 50 "$out/larger.log" 2>/dev/null
 
 printf '\n=== summary, %d s\n' $((SECONDS - began))
 printf '%s\n' "${summary[@]}"

