@@ -18,14 +18,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from coatref.backends.numpy_passes import Array, finish, standardise, total
+from coatref.backends.numpy_passes import Array, compiled, finish, loops, plain, standardise, total
 from coatref.ops.activation import ACTIVATIONS, sigmoid
 from coatref.specification.grids import padding_amounts
 
 Layer = Mapping[str, Array]
 
 QUERIES = 256 * 1024  # logits of one head at a time; more would leave the second-level cache
-EXPANDED = 320 * 1024  # expanded numbers of MBConv at a time, likewise
+EXPANDED = 640 * 1024  # expanded numbers of MBConv at a time, and twice those of patches; 320 to 1280 are as good
 
 
 class Team(NamedTuple):
@@ -162,15 +162,27 @@ def attend(q: Array, k: Array, v: Array, bias: Array | None, add: str, out: Arra
     for start in range(0, q.shape[1], step):
         cut = slice(start, start + step)
         logits = q[:, cut].T @ k  # (D, Q)^T (D, K) -> (Q, K)
-        if early:
-            logits += bias[cut]  # type: ignore[index]
-        logits -= logits.max(axis=1, keepdims=True)
-        np.exp(logits, out=logits)
-        sums = total(logits, axis=1)  # (Q,)
+        sums = exponentials(logits, bias[cut] if early and bias is not None else None)  # (Q,)
         found = v @ logits.T  # (D, K) (K, Q) -> (D, Q)
         np.divide(found, sums, out=out[:, cut])
         if bias is not None and not early:
             out[:, cut] += v @ bias[cut].T
+
+
+def exponentials(logits: Array, bias: Array | None) -> Array:
+    """The sums of exp(logits + bias - their largest) along rows; the exponentials take the place of the logits.
+
+    Shapes: (Q, K), (Q, K) -> (Q,).
+    """
+    if (found := compiled(logits, None)) is not None:
+        sums = np.empty(logits.shape[0], logits.dtype)
+        found.exponentials(logits, logits[:1] if bias is None else np.ascontiguousarray(bias), bias is not None, sums)
+        return sums
+    if bias is not None:
+        logits += bias
+    logits -= logits.max(axis=1, keepdims=True)
+    np.exp(logits, out=logits)
+    return total(logits, axis=1)
 
 
 # --- convolution branches, channels last ---
@@ -199,12 +211,9 @@ def mbconv(
     rows = np.ascontiguousarray(x).reshape(-1, x.shape[3])  # (N*P, C)
 
     def front(index: int) -> tuple[Array, Array | None]:
-        y = convolved(p, rows, x.shape, cuts[index], act, stride, padding)  # (N, H', W', share of the channels)
+        then = None if early_gate else act
+        y = convolved(p, rows, x.shape, cuts[index], act, stride, padding, then)  # (N, H', W', share of the channels)
         images = y.reshape(y.shape[0], -1, y.shape[3])  # (N, P', share)
-        if not early_gate:
-            finish(images.reshape(-1, y.shape[3]), act, shift=row(p["depthwise"], cuts[index]))
-        elif "b" in p["depthwise"]:
-            images += p["depthwise"]["b"][cuts[index]]
         means = None if gate_act is None else np.stack([total(image, axis=0) for image in images]) / images.shape[1]
         return images, means
 
@@ -246,21 +255,47 @@ def excitation(p: Mapping[str, Layer], means: Array, act: str) -> Array:
 
 
 def convolved(
-    p: Mapping[str, Layer], rows: Array, shape: Sequence[int], cut: slice, act: str, stride: int, padding: str
+    p: Mapping[str, Layer],
+    rows: Array,
+    shape: Sequence[int],
+    cut: slice,
+    act: str,
+    stride: int,
+    padding: Any,
+    then: str | None,
 ) -> Array:
-    """depthwise(act(expand(x))) for some of the expanded channels, the depthwise bias left out.
+    """then(depthwise(act(expand(x)))) for some of the expanded channels.
 
     Shapes: rows (N*P, C) of images of `shape` -> (N, H', W', share of the channels).
     """
     expand, (n, height, width, _) = p["expand"], shape
     y = rows @ expand["w"][:, cut]  # (N*P, C) -> (N*P, share)
+    w, shift = p["depthwise"]["w"][:, :, cut], row(p["depthwise"], cut)
+    if compiled(y, act) is not None and compiled(y, then) is not None:
+        finish(y, act, shift=row(expand, cut))
+        return slide_by_loops(y.reshape(n, height, width, -1), w, shift, stride, padding, then)
     y = y.reshape(n, height, width, -1)
-    w = p["depthwise"]["w"][:, :, cut]
     padded, inside = bordered(y.shape, w.shape, stride, padding, y.dtype)
-    shift = expand["b"][cut][None, None, :] if "b" in expand else None
+    before = expand["b"][cut][None, None, :] if "b" in expand else None
     for image, target in zip(y, inside, strict=True):
-        finish(image, act, shift=shift, out=target)
-    return slide(padded, w, stride)
+        finish(image, act, shift=before, out=target)
+    y = slide(padded, w, stride)
+    finish(y.reshape(-1, y.shape[3]), then, shift=shift)
+    return y
+
+
+def slide_by_loops(x: Array, w: Array, shift: Array | None, stride: int, padding: Any, act: str | None) -> Array:
+    """act(depthwise conv(x) + shift) by a compiled loop. Shapes: (N, H, W, C), contiguous -> (N, H', W', C)."""
+    loop, (n, height, width, channels) = loops(), x.shape
+    top, bottom = padding_amounts(height, w.shape[0], stride, padding)
+    left, right = padding_amounts(width, w.shape[1], stride, padding)
+    rows, columns = (
+        (top + height + bottom - w.shape[0]) // stride + 1,
+        (left + width + right - w.shape[1]) // stride + 1,
+    )
+    y = np.empty((n, rows, columns, channels), x.dtype)
+    loop.depthwise(x, np.ascontiguousarray(w), plain(shift, channels, 0.0), top, left, stride, y, loop.CODES[act])
+    return y
 
 
 def bordered(shape: Sequence[int], kernel: Sequence[int], stride: int, padding: Any, dtype: Any) -> tuple[Array, Array]:
@@ -302,6 +337,9 @@ def depthwise(team: Team, x: Array, w: Array, b: Array | None, *, stride: int, p
 
     def part(index: int) -> Array:
         share, of_share = x[:, :, :, cuts[index]], w[:, :, cuts[index]]
+        if compiled(x, act) is not None:
+            shift = None if b is None else b[cuts[index]]
+            return slide_by_loops(np.ascontiguousarray(share), of_share, shift, stride, padding, act)
         padded, inside = bordered(share.shape, w.shape, stride, padding, x.dtype)
         inside[...] = share
         y = slide(padded, of_share, stride)

@@ -7,6 +7,8 @@ The arrays that these functions write into are made by their callers in `coatref
 
 from __future__ import annotations
 
+import functools
+import importlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -113,6 +115,44 @@ IN_PLACE: dict[str, InPlace] = {
 }
 
 
+@functools.cache
+def loops() -> Any:
+    """`coatref.backends.numpy_kernels`, or None where numba cannot be imported; `no_loops` says why."""
+    return None if no_loops() else importlib.import_module("coatref.backends.numpy_kernels")
+
+
+@functools.cache
+def no_loops() -> str | None:
+    """Why there are no compiled loops here, or None."""
+    try:
+        importlib.import_module("numba")
+    except ImportError as error:
+        return f"numba cannot be imported ({error}); run: pip install 'coatref[numba]'"
+    return None
+
+
+def compiled(y: Array, act: str | None) -> Any:
+    """The compiled loops, if they do this activation on arrays like y, which is contiguous; else None."""
+    found = loops() if y.dtype == np.float32 and y.size else None
+    return found if found is not None and act in found.CODES else None
+
+
+def plain(vector: Array | None, length: int, missing: float) -> Array:
+    """A vector as the compiled loops take it: contiguous, and there."""
+    return np.full(length, missing, np.float32) if vector is None else np.ascontiguousarray(vector.reshape(-1))
+
+
+def finish_by_loops(found: Any, y: Array, act: str | None, scale: Array | None, shift: Array | None) -> None:
+    """`finish` in place for y (R, W), by compiled loops: a shift (R, 1) goes by rows, everything else by columns."""
+    code = found.CODES[act]
+    if scale is None and shift is None:
+        found.activate_in_place(y.reshape(-1), code)
+    elif scale is None and shift is not None and shift.shape == (y.shape[0], 1):
+        found.by_row(y, plain(shift, y.shape[0], 0.0), code)
+    else:
+        found.by_column(y, plain(scale, y.shape[1], 1.0), plain(shift, y.shape[1], 0.0), code)
+
+
 def finish(
     y: Array, act: str | None, *, scale: Array | None = None, shift: Array | None = None, out: Array | None = None
 ) -> None:
@@ -125,6 +165,9 @@ def finish(
         out: of y's shape, with any strides; None: y itself.
     """
     if act is None and scale is None and shift is None and out is None:
+        return
+    if y.ndim == 2 and out is None and (found := compiled(y, act)) is not None:
+        finish_by_loops(found, y, act, scale, shift)
         return
     out = y if out is None else out
     rows = max(1, TILE // max(1, y[:1].size))

@@ -21,6 +21,7 @@ class Goal:
 CPU: dict[str, dict[str, float]] = {  # form -> label of a case -> bound
     "numpy-definition": {"b1-t2": 1.5, "b1-t1": 1.0, "b8-t2": 1.5},
     "numpy-prepared": {"b1-t2": 0.75, "b1-t1": 0.50, "b8-t2": 0.60, "f64-b1-t2": 0.75},
+    "numpy-prepared-alone": {"b1-t2": 0.75, "b1-t1": 0.50, "b8-t2": 0.60},
     "torch-prepared": {"b1-t2": 0.65, "b1-t1": 0.60, "b8-t2": 0.55},
     "torch-prepared-compiled": {"b1-t2": 0.50, "b1-t1": 0.45, "b8-t2": 0.45},
     "jax-prepared": {"b1-t2": 0.75, "b8-t2": 0.60},
@@ -31,7 +32,7 @@ CUDA: dict[str, Goal] = {
     "cupy-prepared": Goal(1.2),
 }
 CUDA_LABELS = ("b1", "b64", "f16-b1", "f16-b64")
-OURS = tuple(name for name in FORMS if name.endswith(("-prepared", "-compiled")) and not name.startswith("timm"))
+OURS = tuple(name for name in FORMS if name.endswith(("-prepared", "-compiled", "-alone")) and not name.startswith("timm"))
 
 
 def goal_of(form: str, case: Case) -> Goal | None:

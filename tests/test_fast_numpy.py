@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import math
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ import pytest
 import scipy.special
 import units
 from draw_specs import Drawn, specs
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from signed import signed
 
@@ -31,6 +32,17 @@ from coatref.primitives import DEFINITION
 
 Array = Any
 DERIVATION = Path(__file__).parents[1] / "docs" / "derive_gelu.py"
+
+
+@pytest.fixture(params=["loops", "passes"], autouse=True)
+def elementwise_by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every test twice: with numba's compiled loops, and with NumPy's passes alone as where numba is absent."""
+    if request.param == "passes":
+        monkeypatch.setattr(passes, "loops", lambda: None)
+        monkeypatch.setattr(blocks, "loops", lambda: None)
+    elif reason := passes.no_loops():
+        pytest.skip(reason)
+    return str(request.param)
 
 
 @pytest.fixture
@@ -189,6 +201,7 @@ def test_an_error_in_a_thread_comes_out() -> None:
         backend.divide(compute, np.zeros((1, 300, 300, 3)), 2)
 
 
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(1, 200), st.integers(1, 9), st.integers(1, 16))
 def test_shares_cover_everything_once(length: int, count: int, multiple: int) -> None:
     cuts = blocks.shares(length, count, multiple)
@@ -344,7 +357,8 @@ FAULTS: dict[str, list[Callable[..., Any]]] = {
 
 
 @pytest.mark.parametrize(
-    ("name", "fault"), [(name, fault) for name, faults in FAULTS.items() for fault in faults], ids=str
+    ("name", "fault"),
+    [pytest.param(name, fault, id=fault.__name__) for name, faults in FAULTS.items() for fault in faults],
 )
 def test_a_wrong_piece_is_found_out(name: str, fault: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, name, fault)
@@ -353,8 +367,59 @@ def test_a_wrong_piece_is_found_out(name: str, fault: Callable[..., Any], monkey
             assert off_by(expected_once(Drawn(spec, 5), "float64", 2), 1) <= units.NETWORK_UNITS
 
 
+def transposed_taps(x: Array, w: Array, shift: Array, top: int, left: int, stride: int, y: Array, code: int) -> None:
+    passes.loops().depthwise(x, np.ascontiguousarray(w.swapaxes(0, 1)), shift, top, left, stride, y, code)
+
+
+def no_activation(x: Array, w: Array, shift: Array, top: int, left: int, stride: int, y: Array, code: int) -> None:
+    passes.loops().depthwise(x, w, shift, top, left, stride, y, 0)
+
+
+def other_bias(logits: Array, bias: Array, biased: bool, sums: Array) -> None:
+    passes.loops().exponentials(logits, np.ascontiguousarray(bias[::-1]), biased, sums)
+
+
+def no_scale(y: Array, scale: Array, shift: Array, code: int) -> None:
+    passes.loops().by_column(y, np.ones_like(scale), shift, code)
+
+
+def no_shift(y: Array, shift: Array, code: int) -> None:
+    passes.loops().by_row(y, np.zeros_like(shift), code)
+
+
+LOOP_FAULTS: dict[str, list[Callable[..., Any]]] = {
+    "depthwise": [transposed_taps, no_activation],
+    "exponentials": [other_bias],
+    "by_column": [no_scale],
+    "by_row": [no_shift],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [pytest.param(name, fault, id=fault.__name__) for name, faults in LOOP_FAULTS.items() for fault in faults],
+)
+def test_a_wrong_loop_is_found_out(
+    name: str, fault: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, elementwise_by: str
+) -> None:
+    right = passes.loops()
+    if right is None:
+        return  # the same test with loops is the one that says something
+    names = ("CODES", "activate_in_place", "by_column", "by_row", "depthwise", "exponentials")
+    wrong = types.SimpleNamespace(**{each: getattr(right, each) for each in names} | {name: fault})
+    compiled = passes.compiled
+    for module in (passes, blocks):
+        monkeypatch.setattr(module, "compiled", lambda y, act: wrong if compiled(y, act) is not None else None)
+    monkeypatch.setattr(blocks, "loops", lambda: wrong)
+    with pytest.raises(AssertionError):
+        for spec in NETWORKS:
+            assert off_by(expected_once(Drawn(spec, 5), "float32", 3), 1) <= units.NETWORK_UNITS
+
+
 @pytest.mark.parametrize("name", sorted(set(WORST) - {"erf", "relu", "tanh"}))
 def test_a_polynomial_one_digit_off_is_found_out(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passes, "loops", lambda: None)
+
     def off(y: Array, t: Array, u: Array, out: Array) -> None:
         RIGHT_PASSES[name](y * np.float32(1 + 1e-6), t, u, out)
 

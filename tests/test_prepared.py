@@ -20,8 +20,8 @@ import coatref
 from coatref.backends import describe, folding, network
 from coatref.backends.fused import from_primitives
 from coatref.errors import InputError, SizeError
-from coatref.params import flatten
 from coatref.specification.parts import MBConv, Norm, Pool, Transformer
+from coatref.tree import flatten
 
 SPEC = coatref.spec("coatnet_0", image_size=(64, 96), depths=(2, 1, 1, 2, 1), widths=(8, 16, 32, 64, 96), classes=7)
 
@@ -152,7 +152,7 @@ def test_a_norm_stays_where_folding_would_not_be_exact() -> None:
     assert {"s1.0.pre_norm.scale", "s3.1.attn_norm.gamma", "s3.1.ffn_norm.gamma"} <= found
 
 
-FAULTS = {
+FAULTS: dict[str, Any] = {
     "folded_after": lambda layer, affine: folding_was["folded_after"](layer, None),
     "folded_before": lambda affine, layer: folding_was["folded_before"](
         None if affine is None else (affine[0], 0 * affine[1]), layer
@@ -161,7 +161,7 @@ FAULTS = {
     "scale_factor": lambda spec, heads: 1.0,
     "means_keep_affine_maps": lambda pool: True,
 }
-folding_was = {name: getattr(folding, name) for name in FAULTS}
+folding_was: dict[str, Any] = {name: getattr(folding, name) for name in FAULTS}
 
 
 @pytest.mark.parametrize("name", FAULTS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from benchmarks.cases import Case
 from benchmarks.forms import Runner
 from benchmarks.forms.ours import prepare
 from coatref import Params
+from coatref.backends import numpy_passes
 
 
 def runner(params: Any, images: np.ndarray, **options: Any) -> Runner:
@@ -31,6 +33,14 @@ def fast(case: Case, weights: Params, images: np.ndarray) -> Runner:
 def prepared(case: Case, weights: Params, images: np.ndarray) -> Runner:
     """Parameters that were prepared once."""
     return runner(prepare(weights), images)
+
+
+def prepared_alone(case: Case, weights: Params, images: np.ndarray) -> Runner:
+    """The same as where numba is not installed."""
+    sys.modules["numba"] = None  # type: ignore[assignment]
+    numpy_passes.no_loops.cache_clear()
+    numpy_passes.loops.cache_clear()
+    return prepared(case, weights, images)
 
 
 def planted_mistake(case: Case, weights: Params, images: np.ndarray) -> Runner:

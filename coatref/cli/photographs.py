@@ -72,8 +72,8 @@ def classify_photographs(
     names = [str(path) for path in images] or [BUNDLED]
     guesses = [(name, likeliest(row, found)) for name, row in zip(names, outputs, strict=True)]
     results = Results(engine, found, weights, not images, guesses, seconds)
-    some = prepare(items[:chunk]) if timed else None
-    forms = timings(engine, params, some) if timed else []
+    some = items[:chunk]
+    forms = timings(engine, params, prepare(some)) if timed else []
     if as_json:
         print_json(as_plain(results) | ({"timings": plain_timings(forms, len(some))} if timed else {}))
         return
