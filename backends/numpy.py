@@ -20,7 +20,7 @@ from coatref.attention.relative_attention import relative_attention as defined_a
 from coatref.backends import numpy_blocks as blocks
 from coatref.backends.fused import Fused, from_primitives
 from coatref.backends.numpy_blocks import ALONE, Layer, Team, shares
-from coatref.backends.numpy_passes import Array, elementwise, erf32, finish, no_loops, standardise, total
+from coatref.backends.numpy_passes import Array, elementwise, erf32, finish, loops, no_loops, standardise, total
 from coatref.errors import InputError
 from coatref.ops.activation import ACTIVATIONS
 from coatref.primitives import DEFINITION, Form
@@ -241,7 +241,8 @@ def linear_attention(qkv: Array, *, heads: int) -> Array:
 
 
 def fused(team: Team | None = None) -> Fused:
-    """The steps, done by a team of threads."""
+    """The steps, done by a team of threads; `prepare` asks for them too, and so is what compiles the loops."""
+    loops()
     team = ALONE if team is None else team
     return Fused(
         conv2d=functools.partial(blocks.conv2d, team),

@@ -17,8 +17,8 @@ from coatref.cli.output import console, one_line, print_json
 from coatref.errors import CoatrefError
 from coatref.registry import Library, library, registered
 
-NEEDED = ("numpy", "array-api-compat", "scipy", "safetensors", "pillow", "typer", "rich")
-OPTIONAL = ("torch", "jax", "timm", "array-api-strict", "scikit-learn", "hypothesis", "pytest")
+NEEDED = ("numpy", "array-api-compat", "scipy", "threadpoolctl", "safetensors", "pillow", "typer", "rich")
+OPTIONAL = ("numba", "torch", "jax", "timm", "array-api-strict", "scikit-learn", "hypothesis", "pytest")
 
 
 def info(as_json: Json = False) -> None:
