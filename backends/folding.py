@@ -69,12 +69,22 @@ def fold(params: Params) -> Prepared:
 
 
 def widest(library: Library, like: Array) -> Any:
-    """The type to fold in: float64 where the library has it here, else float32 or, if that is all, the array's own."""
+    """The type to fold in: float64 where the library has it on the device, else float32 or, if that is all, the array's."""
     xp = library.namespace()
     for name in ("float64", "float32"):
-        if name in library.dtypes and library.refuse_dtype(name) is None:
+        if name in library.dtypes and library.refuse_dtype(name) is None and has(library, name, like):
             return getattr(xp, name)
     return like.dtype
+
+
+def has(library: Library, dtype: str, like: Array) -> bool:
+    """Whether the device of an array has a type; some accelerators, and devices of array-api-strict, lack float64."""
+    xp = library.namespace()
+    try:
+        xp.zeros((1,), dtype=getattr(xp, dtype), device=library.device(like))
+    except Exception:  # noqa: BLE001 - each library has its own error for it
+        return False
+    return True
 
 
 def laid_out(node: Any, fused: Fused) -> Any:

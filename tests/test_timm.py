@@ -82,7 +82,10 @@ def compare(timm: Any, name: str, batch: int, **size: Any) -> None:
         assert_same(values[f"s{index}"], theirs.permute(0, 2, 3, 1).numpy(), f"s{index}")
     assert list(values)[-1] == "logits"
     assert_same(values["logits"], logits.numpy(), "logits")
-    assert np.array_equal(coatref.forward(params, x.permute(0, 2, 3, 1).numpy()), values["logits"])
+    ours = x.permute(0, 2, 3, 1).numpy()
+    assert np.array_equal(coatref.forward(params, ours, backend="definition"), values["logits"])
+    assert_same(coatref.forward(params, ours), logits.numpy(), "logits of the fast forms")
+    assert_same(coatref.forward(coatref.prepare(params), ours), logits.numpy(), "logits of prepared parameters")
 
 
 def assert_same(ours: np.ndarray, theirs: np.ndarray, where: str) -> None:
