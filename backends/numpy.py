@@ -223,7 +223,7 @@ def avg_pool(
 
 def global_avg_pool(x: Array) -> Array:
     """The mean over positions, by a product with ones."""
-    flat = np.ascontiguousarray(x).reshape(x.shape[0], -1, x.shape[3])  # (N, P, C)
+    flat = np.ascontiguousarray(x).reshape(x.shape[0], x.shape[1] * x.shape[2], x.shape[3])  # (N, P, C)
     return np.stack([total(image, axis=0) for image in flat]) / flat.shape[1] if len(flat) else ops.global_avg_pool(x)
 
 
