@@ -310,11 +310,6 @@ def batch_norm(team: Team, x: Array, gamma: Array, beta: Array, mean: Array, var
     return affine(team, x, scale, beta - mean * scale, act=None)
 
 
-def primitive_layer_norm(x: Array, gamma: Array, beta: Array, *, epsilon: float) -> Array:
-    """`coatref.ops.layer_norm`."""
-    return layer_norm(x, gamma, beta, epsilon=epsilon)
-
-
 def activation(x: Array, kind: str) -> Array:
     """`coatref.ops.activation`."""
     return elementwise(x, kind) if kind in ACTIVATIONS else ops.activation(x, kind)
@@ -377,7 +372,7 @@ def primitives(team: Team | None = None) -> Mapping[str, Form]:
         "depthwise_conv2d": functools.partial(primitive_depthwise, team),
         "dense": functools.partial(primitive_dense, team),
         "batch_norm": functools.partial(batch_norm, team),
-        "layer_norm": primitive_layer_norm,
+        "layer_norm": layer_norm,
         "activation": activation,
         "softmax": softmax,
         "squeeze_excite": primitive_squeeze_excite,

@@ -15,7 +15,7 @@ from coatref.cli.arguments import Json
 from coatref.cli.engine import devices_of, version_of
 from coatref.cli.output import console, one_line, print_json
 from coatref.errors import CoatrefError
-from coatref.registry import Library, library, registered
+from coatref.registry import library
 
 NEEDED = ("numpy", "array-api-compat", "scipy", "threadpoolctl", "safetensors", "pillow", "typer", "rich")
 OPTIONAL = ("numba", "torch", "jax", "timm", "array-api-strict", "scikit-learn", "hypothesis", "pytest")
@@ -44,14 +44,6 @@ def installed(distribution: str) -> str | None:
         return None
 
 
-def library_names() -> list[str]:
-    """The registered array libraries; one that has several modules of arrays comes once."""
-    places: dict[str, str] = {}
-    for name, place in registered().items():
-        places.setdefault(place, name)
-    return list(places.values())
-
-
 def describe(name: str) -> dict[str, Any]:
     """What an array library has here, or why it cannot be used."""
     try:
@@ -65,7 +57,7 @@ def describe(name: str) -> dict[str, Any]:
             "devices": list(devices_of(found)),
             "erf": "standard form" if found.erf is None else "own",
             "fast_forms": sorted(found.primitives),
-            "forms": served(found),
+            "forms": fast_forms().forms(found),
             "without": dict(found.without()),
             "unavailable": None,
         }
@@ -75,10 +67,15 @@ def describe(name: str) -> dict[str, Any]:
         return {"name": name, "unavailable": one_line(f"{type(error).__name__}: {error}")}
 
 
-def served(found: Library) -> dict[str, dict[str, str]]:
-    """Which function serves each primitive, and each step of prepared parameters; see `coatref.backends.describe`."""
-    described: dict[str, dict[str, str]] = importlib.import_module("coatref.backends.describe").forms(found)
-    return described
+def library_names() -> list[str]:
+    """The registered array libraries; one that has several modules of arrays comes once."""
+    found: list[str] = fast_forms().names()
+    return found
+
+
+def fast_forms() -> Any:
+    """`coatref.backends.describe`, found by name: no import leads from here to the fast forms."""
+    return importlib.import_module("coatref.backends.describe")
 
 
 def show(found: dict[str, Any]) -> None:
