@@ -54,15 +54,15 @@ def weights_of(
     """
     if given is None or isinstance(given, Params):
         return given
-    from coatref.weights.convert import load
+    from coatref.weights.load import load
 
     try:
-        return load(given, spec, dialect=dialect)  # type: ignore[arg-type]  # an unknown dialect is refused there
+        return load(given, spec, dialect=dialect)
     except InputError:
         kind, _, name = target.partition(":")
         if spec is not None or kind != "timm" or f"timm/{name}" not in specs():
             raise
-    return load(given, f"timm/{name}", dialect=dialect)  # type: ignore[arg-type]
+    return load(given, f"timm/{name}", dialect=dialect)
 
 
 def refuse_level(level: str, known: tuple[str, ...] = LEVELS) -> str:

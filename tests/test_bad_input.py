@@ -360,12 +360,10 @@ def test_resize_to_nothing_left() -> None:
     "name", ["coatnet_9", "COATNET_0", "", "coatnet_0_rw_224", "timm/", "timm/resnet50", "coatnet_0/", "../x"]
 )
 def test_an_unknown_spec(name: str) -> None:
-    for call in (
-        lambda: coatref.spec(name),
-        lambda: coatref.init(name),
-        lambda: coatref.convert(PARAMS.flatten(), name),
-    ):
-        refused(call, UnknownSpecError, KeyError, repr(name))
+    refused(lambda: coatref.spec(name), UnknownSpecError, KeyError, repr(name))
+    refused(lambda: coatref.init(name), UnknownSpecError, KeyError, repr(name))
+    if name is not None:  # which asks for the spec to be recognised
+        refused(lambda: coatref.convert(PARAMS.flatten(), name), UnknownSpecError, KeyError, repr(name))
 
 
 def test_an_unknown_spec_names_similar_ones() -> None:
@@ -375,12 +373,10 @@ def test_an_unknown_spec_names_similar_ones() -> None:
 
 @pytest.mark.parametrize("name", [None, 5, 1.5, b"coatnet_0", ("coatnet_0",)])
 def test_a_spec_of_a_wrong_type(name: Any) -> None:
-    for call in (
-        lambda: coatref.spec(name),
-        lambda: coatref.init(name),
-        lambda: coatref.convert(PARAMS.flatten(), name),
-    ):
-        refused(call, UnknownSpecError, KeyError, repr(name))
+    refused(lambda: coatref.spec(name), UnknownSpecError, KeyError, repr(name))
+    refused(lambda: coatref.init(name), UnknownSpecError, KeyError, repr(name))
+    if name is not None:  # which asks for the spec to be recognised
+        refused(lambda: coatref.convert(PARAMS.flatten(), name), UnknownSpecError, KeyError, repr(name))
 
 
 @pytest.mark.parametrize("name", [["coatnet_0"], {"name": "coatnet_0"}, {1}])
@@ -805,7 +801,7 @@ def test_the_state_dict_of_another_network() -> None:
     refused(
         lambda: coatref.convert(other, TIMM), WeightsError, ValueError, "stem.conv1.weight", "surplus: layer.0.weight"
     )
-    refused(lambda: coatref.convert(timm(), TINY), InputError, ValueError, "stem.conv1.weight", "'timm/...'")
+    refused(lambda: coatref.convert(timm(), TINY), WeightsError, ValueError, "missing: stem.conv1.bias", "'coatnet_0'")
     refused(lambda: coatref.convert(own(), TIMM), WeightsError, ValueError, TIMM.name)
     narrow = coatref.spec("coatnet_0", image_size=32, classes=3, depths=(2, 1, 1, 1, 1), widths=(4, 4, 4, 32, 64))
     refused(lambda: coatref.convert(own(), narrow), WeightsError, ValueError, "expected (64,), found (32,)")
@@ -845,7 +841,7 @@ def test_values_that_are_no_arrays(tensors: Callable[[], dict[str, Any]], value:
     )
 
 
-@pytest.mark.parametrize("key", [1, None, ("a", "b"), b"s0.conv1.w", "x" * 101, "x" * 10**6])
+@pytest.mark.parametrize("key", [1, None, ("a", "b"), b"s0.conv1.w", "x" * 201, "x" * 10**6])
 @pytest.mark.parametrize(("tensors", "spec"), [(own, TINY), (timm, TIMM)])
 def test_keys_that_are_no_names(tensors: Callable[[], dict[Any, Any]], spec: Spec, key: Any) -> None:
     refused(
@@ -853,7 +849,7 @@ def test_keys_that_are_no_names(tensors: Callable[[], dict[Any, Any]], spec: Spe
         WeightsError,
         ValueError,
         repr(key)[:80],
-        "100 characters",
+        "200 characters",
     )
 
 

@@ -137,7 +137,7 @@ def test_weights_of_timm_need_no_spec(cli: Cli, judge: Install, monkeypatch: pyt
             raise InputError("it does not say which network it holds")
         return coatref.init(TINY)
 
-    monkeypatch.setattr(sys.modules["coatref.weights.convert"], "load", load)
+    monkeypatch.setattr(sys.modules["coatref.weights.load"], "load", load)
     judge(report)
     assert cli("check", "timm:coatnet_0_rw_224", "--weights", "x.pth").code == 0
     assert asked == [None, "timm/coatnet_0_rw_224"]

@@ -186,9 +186,9 @@ def test_the_catalogue_has_the_mistake(kecam: Any, size: tuple[int, int]) -> Non
 
 @pytest.mark.parametrize("layout", ["keras", "torch"])
 @pytest.mark.parametrize("name", SMALL)
-def test_import_of_an_export_gives_every_bit_back(name: str, layout: table.Layout) -> None:
+def test_import_of_an_export_gives_every_bit_back(name: str, layout: str) -> None:
     params = coatref.init(small(name, 64, 96), 3, scheme="distinct")
-    exported = table.to_theirs(params.spec, params.flatten(), layout)
+    exported = export(params, "kecam", layout=layout)
     assert {key: array.shape for key, array in exported.items()} == table.expected(params.spec, layout)
     again = coatref.convert(exported, params.spec)
     assert list(again.flatten()) == list(params.flatten())
@@ -236,7 +236,7 @@ def test_its_h5_file(kecam: Any, name: str, tmp_path: Path) -> None:
 
 
 def found_as_keras(params: coatref.Params) -> dict[str, np.ndarray]:
-    return table.to_theirs(params.spec, params.flatten(), "keras")
+    return export(params, "kecam", layout="keras")
 
 
 def test_tensors_that_do_not_fit_are_refused() -> None:

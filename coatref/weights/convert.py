@@ -2,75 +2,35 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 
-from coatref.errors import InputError, LibraryError, SpecError, WeightsError
-from coatref.params import Params, from_flat, refuse_misfits, refuse_non_finite, tensor_tree
-from coatref.registry import library_of, resolve_dtype, resolve_library
+from coatref.errors import InputError, LibraryError, WeightsError
+from coatref.params import Params, from_flat, refuse_misfits
+from coatref.registry import Library, dtype_name, library_of, place, resolve_dtype, resolve_library, sealed
 from coatref.specification.catalogue import resolve
 from coatref.specification.spec import Spec
-from coatref.tree import flatten
-from coatref.weights import kecam, timm
-from coatref.weights.files import Stored, on_host, open_file, path_of
-from coatref.weights.own_file import spec_of
+from coatref.weights.dialects import DIALECTS
+from coatref.weights.files import Stored, on_host
+from coatref.weights.places import expected, read
+from coatref.weights.recognise import Reading, reading_as, recognised
+from coatref.weights.resize import Resize, refuse_unknown_method, size_of
+from coatref.weights.resize import resize as resized
 
-Dialect = Literal["coatref", "timm", "kecam"]
-
-LONGEST_NAME = 100  # of a tensor; the longest of ours and timm's has 60
-
-
-def load(
-    path: str | os.PathLike[str],
-    spec: Spec | str | None = None,
-    *,
-    dialect: Dialect | None = None,
-    xp: Any = "numpy",
-    dtype: Any = None,
-    device: Any = None,
-    allow_non_finite: bool = False,
-) -> Params:
-    """Parameters from a file: one that `coatref.save` wrote, or another project's checkpoint.
-
-    Args:
-        path: a `.safetensors` file; or `.pth`, `.pt` or `.bin`, which only torch's weights-only loading reads.
-        spec: what the checkpoint is; not needed for a file of our own, which says so itself.
-        dialect, xp, dtype, device, allow_non_finite: as in `convert`.
-
-    Raises:
-        InputError: the ending is not known, or no spec is given for a file that carries none; and as in `convert`.
-        FileNotFoundError, FileFormatError: there is no such file, or it is truncated or corrupt.
-        SpecError: the file carries another spec than the one given.
-        WeightsError: the tensors do not fit the spec, or are not finite.
-        MissingDependencyError: reading it needs torch, which is not installed.
-    """
-    path, given = path_of(path), None if spec is None else resolve(spec)
-    with open_file(path) as (tensors, metadata):
-        carried = spec_of(metadata, os.fspath(path))
-        wanted = given if carried is None else carried
-        if wanted is None:
-            raise InputError(
-                f"{path} does not say which network it holds; pass spec=..., for example "
-                "spec='timm/coatnet_0_rw_224' (coatref.specs() lists them)."
-            )
-        if given is not None and given != wanted:
-            raise SpecError(
-                f"{path} carries the spec {wanted.name!r}, which differs from the one given, {given.name!r}; "
-                "leave spec out to take the file's."
-            )
-        return convert(
-            tensors, wanted, dialect=dialect, xp=xp, dtype=dtype, device=device, allow_non_finite=allow_non_finite
-        )
+LONGEST_NAME = 200  # of a tensor; the longest of ours and of the dialects', with the prefixes of wrappers, has some 100
+HOST_TYPES = {"F16": "float16", "BF16": "float32", "F32": "float32", "F64": "float64", "bfloat16": "float32"}
 
 
 def convert(
     state_dict: Mapping[str, Any],
-    spec: Spec | str,
+    spec: Spec | str | None = None,
     *,
-    dialect: Dialect | None = None,
+    dialect: str | None = None,
+    image_size: tuple[int, int] | int | None = None,
+    resize: Resize = "paper",
+    ema: bool = True,
     xp: Any = "numpy",
     dtype: Any = None,
     device: Any = None,
@@ -79,10 +39,17 @@ def convert(
     """Parameters from a mapping of names to arrays, such as a torch `state_dict()`.
 
     Args:
-        state_dict: arrays of any library, under our dotted names or another project's.
-        spec: what network they belong to.
-        dialect: whose names they are; None: ours where they are ours, else timm's or kecam's (in either of its layouts,
-            `coatref.weights.kecam`) where the spec is one of theirs.
+        state_dict: arrays of any library, under our dotted names or another project's, perhaps behind the prefix of a
+            wrapper ("module.", "_orig_mod.", "model.").
+        spec: what network they belong to; None: the one named spec that has exactly these names and shapes.
+        dialect: whose names they are, "coatref" for ours; None: of those that have a name for every layer of the spec, the
+            one with the most of these names.
+        image_size: height and width in pixels (one number for a square) of the result: relative-bias tables that were made
+            for another size are interpolated. None: tables must be those of the spec's size, or, without a spec, stay.
+        resize: how they are: "paper", bilinearly as the spec's `RelativeBias.resize` says (App. A.1); or "timm", on the
+            geometric grid of timm's `resize_rel_pos_bias_table`, which makes the result that of timm's
+            `checkpoint_filter_fn`.
+        ema: where there is an averaged copy of the weights (`.../ExponentialMovingAverage`), whether to take that.
         xp: array library of the result, as a module or its name.
         dtype: of the result; None keeps the arrays' own, the widest one where they differ (bfloat16, which NumPy lacks,
             becomes float32).
@@ -90,37 +57,89 @@ def convert(
         allow_non_finite: take NaN and infinite values too.
 
     Returns:
-        New arrays; nothing is shared with the mapping.
+        New arrays, made one after the other; nothing is shared with the mapping.
 
     Raises:
         WeightsError: tensors are missing, surplus, misshapen, not floating, not finite, or too large for `dtype`; they
             are listed by name.
-        UnknownSpecError, InputError, MissingDependencyError: the spec, dialect, library or data type is not to be had, or
-            the names are not ours and the spec is of no known dialect.
+        UnknownSpecError, InputError, MissingDependencyError: the spec, dialect, library or data type is not to be had; or
+            no dialect, or without a spec no named spec or several, fit the names.
+        SizeError: the image size has no meaning under the spec.
     """
-    spec, library = resolve(spec), resolve_library(xp)
+    library = resolve_library(xp)
     wanted = None if dtype is None else resolve_dtype(library, dtype)
     if not isinstance(state_dict, Mapping):
         raise InputError(f"convert takes a mapping of names to arrays, got {type(state_dict).__name__}.")
-    if dialect not in (None, *get_args(Dialect)):
-        raise InputError(f"dialect must be None or one of {', '.join(get_args(Dialect))}, got {dialect!r:.80}.")
+    refuse_unknown_dialect(dialect)
+    refuse_unknown_method(resize)
+    size = size_of(image_size)
+    resolved = None if spec is None else resolve(spec)
     refuse_odd_entries(state_dict)
-    readers = {"coatref": from_own_names, "timm": from_timm, "kecam": from_kecam}
-    arrays = readers[dialect or recognise(state_dict, spec)](state_dict, spec)
-    if not allow_non_finite:
-        refuse_non_finite(arrays)
-    on_numpy = library.name == "numpy" and device in (None, "cpu")
-    kind = wanted if on_numpy and wanted is not None else np.result_type(*(array.dtype for array in arrays.values()))
+    if resolved is None:
+        reading = recognised(state_dict, dialect, ema=ema)
+    else:
+        reading = reading_as(state_dict, resolved, dialect, ema=ema, any_size=size is not None)
+    return converted(
+        state_dict, reading, library, wanted, size, resize, device=device, allow_non_finite=allow_non_finite
+    )
+
+
+def converted(
+    tensors: Mapping[str, Any],
+    reading: Reading,
+    library: Library,
+    dtype: Any,
+    size: tuple[int, int] | None,
+    method: Resize,
+    *,
+    device: Any,
+    allow_non_finite: bool,
+) -> Params:
+    """Parameters from tensors that are read in a known way; see `convert`."""
+    spec, given = reading.spec, reading.given
+    places = list(reading.dialect.places(spec, reading.layout))
+    wanted = expected(places)
+    refuse_misfits(spec.name, wanted, {name: tensors[own] for name, own in given.items()})
+    kind = np.result_type(*(host_type(tensors[given[name]]) for name in wanted))
+    own: dict[str, Any] = {}
+    bad: list[str] = []
     with np.errstate(over="ignore"):  # looked for below
-        own = {name: np.array(array, dtype=kind, order="C") for name, array in arrays.items()}  # copies
-        for array in own.values():
-            array.flags.writeable = False
-        params = from_flat(spec, own)
-        if not on_numpy:
-            params = params.to(xp=xp, dtype=wanted if wanted is not None else np.dtype(kind).name, device=device)
-    if not allow_non_finite and wanted is not None:
+        for name, array in read(places, lambda theirs: on_host(given[theirs], tensors[given[theirs]])):
+            if not allow_non_finite and not bool(np.isfinite(array).all()):
+                bad.append(name)
+            own[name] = placed(library, array, kind, dtype, device)
+    if bad:
+        raise WeightsError(
+            f"{len(bad)} tensors hold NaN or infinite values: {', '.join(bad[:8])}; the weights are damaged, or pass "
+            "allow_non_finite=True to load them all the same."
+        )
+    params = from_flat(spec, own)
+    if not allow_non_finite and dtype is not None:
         refuse_overflow(params)
-    return params
+    return params if size is None else resized(params, size, method)
+
+
+def host_type(array: Any) -> np.dtype[Any]:
+    """The type that `on_host` gives a tensor in, without reading it; float32 for one that it refuses."""
+    name = array.dtype if isinstance(array, Stored) else dtype_name(library_of(array), array.dtype)
+    name = HOST_TYPES.get(name, name)
+    return np.dtype(name if name in HOST_TYPES.values() else "float32")
+
+
+def placed(library: Library, array: np.ndarray, kind: np.dtype[Any], dtype: Any, device: Any) -> Any:
+    """A copy of a NumPy array in a library.
+
+    Args:
+        library: of the result.
+        array: which may be a view of something else.
+        kind: NumPy's type of the result where no other is asked for.
+        dtype: the library's type that is asked for, or None.
+        device: of the result; None: the default one.
+    """
+    if library.name == "numpy" and device in (None, "cpu"):
+        return sealed(np.array(array, dtype=kind if dtype is None else dtype, order="C"))
+    wanted = resolve_dtype(library, kind.name) if dtype is None else dtype
+    return sealed(place(library, np.array(array, order="C"), wanted, device))
 
 
 def refuse_overflow(params: Params) -> None:
@@ -141,60 +160,14 @@ def refuse_overflow(params: Params) -> None:
         )
 
 
-def recognise(state_dict: Mapping[str, Any], spec: Spec) -> Dialect:
-    """Whose names the tensors of a spec have.
+def refuse_unknown_dialect(dialect: Any) -> None:
+    """Refuse a dialect that there is not.
 
     Raises:
-        InputError: neither ours nor, for a spec of timm's or kecam's, theirs.
+        InputError: names those that there are.
     """
-    ours = {name for name, _ in flatten(tensor_tree(spec))}
-    if ours & set(state_dict) or not state_dict:
-        return "coatref"
-    if spec.name.startswith("timm/"):
-        return "timm"
-    if spec.name.startswith("kecam/"):
-        return "kecam"
-    raise InputError(
-        f"None of the {len(state_dict)} names given (such as {', '.join(map(str, list(state_dict)[:3]))}) is one of spec "
-        f"{spec.name!r} (such as {', '.join(sorted(ours)[:3])}), and no other dialect is known for it; "
-        "use a 'timm/...' spec for a timm checkpoint, a 'kecam/...' spec for one of keras_cv_attention_models."
-    )
-
-
-def from_own_names(state_dict: Mapping[str, Any], spec: Spec) -> dict[str, np.ndarray]:
-    """Arrays under our dotted names, checked against the spec."""
-    refuse_misfits(spec.name, {name: tensor.shape for name, tensor in flatten(tensor_tree(spec))}, state_dict)
-    return {name: on_host(name, array) for name, array in state_dict.items()}
-
-
-def from_timm(state_dict: Mapping[str, Any], spec: Spec) -> dict[str, np.ndarray]:
-    """Arrays under our dotted names from a timm state dict, checked against the spec."""
-    found = {name: state_dict[name] for name in timm.relevant(state_dict)}
-    try:
-        expected = timm.expected(spec)
-    except KeyError as error:
-        raise InputError(
-            f"Spec {spec.name!r} has a layer {error} for which timm has no name; use a 'timm/...' spec, or our own names."
-        ) from None
-    refuse_misfits(spec.name, expected, found)
-    host = {name: on_host(name, array) for name, array in found.items()}
-    return {entry.ours: timm.to_ours(entry, host[entry.theirs]) for entry in timm.entries(spec)}
-
-
-def from_kecam(state_dict: Mapping[str, Any], spec: Spec) -> dict[str, np.ndarray]:
-    """Arrays under our dotted names from a kecam .h5 file's or torch backend's tensors, checked against the spec."""
-    layout = kecam.layout_of(state_dict)
-    found = {plain: state_dict[name] for plain, name in kecam.relevant(state_dict).items()}
-    try:
-        expected = kecam.expected(spec, layout)
-    except KeyError as error:
-        raise InputError(
-            f"Spec {spec.name!r} has a layer {error} for which keras_cv_attention_models has no name; use a 'kecam/...' "
-            "spec, or our own names."
-        ) from None
-    refuse_misfits(spec.name, expected, found)
-    host = {name: on_host(name, array) for name, array in found.items()}
-    return {entry.ours: kecam.to_ours(entry, host[entry.name(layout)], layout) for entry in kecam.entries(spec)}
+    if dialect is not None and not (isinstance(dialect, str) and dialect in DIALECTS):
+        raise InputError(f"dialect must be None or one of {', '.join(DIALECTS)}, got {dialect!r:.80}.")
 
 
 def refuse_odd_entries(state_dict: Mapping[str, Any]) -> None:

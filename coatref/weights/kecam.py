@@ -12,18 +12,23 @@ Both hold q, k and v in one kernel, all of q before all of k before all of v, an
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
-from typing import Literal, NamedTuple
-
-import numpy as np
+from typing import Literal
 
 from coatref.errors import InputError
 from coatref.params import tensor_tree
+from coatref.specification import kecam
 from coatref.specification.parts import MBConv
 from coatref.specification.spec import Spec
 from coatref.tree import flatten
+from coatref.weights import places as layouts
+from coatref.weights.dialect import Dialect, Measured, measured, unwrapped
+from coatref.weights.places import Place, Shape
 
 Layout = Literal["keras", "torch"]
+
+BLOCK = re.compile(r"stack_(\d+)_block_(\d+)_")
 
 IGNORED = "num_batches_tracked"  # the batch counter of torch's BatchNorm
 
@@ -77,59 +82,48 @@ TORCH_LEAVES = {
 }
 
 
-class Entry(NamedTuple):
-    """Where one of our tensors is in theirs."""
-
-    ours: str
-    layer: str  # their name of the layer, "stack_3_block_1_mhsa_qkv_conv"
-    leaf: str  # the last part of our name
-    shape: tuple[int, ...]  # of ours
-    part: int | None  # of a fused qkv: 0, 1, 2 for q, k, v
-
-    @property
-    def depthwise(self) -> bool:
-        """Whether it is a depthwise kernel."""
-        return self.leaf == "w" and len(self.shape) == 3
-
-    def name(self, layout: Layout) -> str:
-        """Their name of the tensor that holds it."""
-        if layout == "torch":
-            return f"{self.layer}.{TORCH_LEAVES[self.leaf]}"
-        return f"{self.layer}/{'depthwise_' if self.depthwise else ''}{KERAS_LEAVES[self.leaf]}"
-
-    def keras_shape(self) -> tuple[int, ...]:
-        """The shape of ours in Keras' layout, before q, k and v are put together."""
-        if self.depthwise:
-            return (*self.shape, 1)
-        if self.leaf == "w" and len(self.shape) == 2 and self.layer.endswith("_conv"):
-            return (1, 1, *self.shape)  # their 1x1 convolutions are our dense layers
-        if self.leaf == "table":
-            heads, rows, columns = self.shape
-            return heads, rows * columns
-        return self.shape
-
-
-def entries(spec: Spec) -> Iterator[Entry]:
+def places(spec: Spec, layout: str) -> Iterator[Place]:
     """Every tensor of the spec with its place in theirs.
 
     Raises:
         KeyError: the spec has a layer for which they have no name.
     """
-    layers = block_layers(spec)
+    blocks = block_layers(spec)
     for ours, tensor in flatten(tensor_tree(spec)):
         scope, _, rest = ours.partition(".")
         path, _, leaf = rest.rpartition(".")
-        part = None
+        fused = {}
         if scope == "s0":
             layer = STEM[path]
         elif scope == "head":
             layer = HEAD[path]
         else:
             index, _, path = path.partition(".")
-            stack, names = layers[f"{scope}.{index}"]
+            stack, names = blocks[f"{scope}.{index}"]
             layer = f"{stack}_{names[path]}"
-            part = "qkv".index(path[-1]) if path in ("attn.q", "attn.k", "attn.v") else None
-        yield Entry(ours, layer, leaf, tensor.shape, part)
+        laid = laid_out(layer, leaf, tensor.shape, layout)
+        if path in ("attn.q", "attn.k", "attn.v"):  # output channels are [q, k, v][head][channel of the head]
+            fused = layouts.fused_in_blocks(laid, 0 if layout == "torch" else len(laid.whole) - 1, "qkv".index(path[-1]))
+        yield Place(ours, their_name(layer, leaf, tensor.shape, layout), tensor.shape, **({"layout": laid} | fused))
+
+
+def their_name(layer: str, leaf: str, shape: Shape, layout: str) -> str:
+    """Their name of a tensor of a layer."""
+    if layout == "torch":
+        return f"{layer}.{TORCH_LEAVES[leaf]}"
+    return f"{layer}/{'depthwise_' if leaf == 'w' and len(shape) == 3 else ''}{KERAS_LEAVES[leaf]}"
+
+
+def laid_out(layer: str, leaf: str, shape: Shape, layout: str) -> layouts.Layout:
+    """Layout of a tensor of a layer; their 1x1 convolutions are our dense layers."""
+    if leaf == "table":
+        return layouts.heads_first_table(shape)
+    dense = not layer.endswith("_conv")
+    if leaf == "w":
+        return layouts.torch_weight(shape, dense) if layout == "torch" else layouts.keras_weight(shape, dense)
+    if layout == "torch" and layer.endswith("_ln"):
+        return layouts.Layout(shape, (0,), (*shape, 1, 1))
+    return layouts.same(shape)
 
 
 def block_layers(spec: Spec) -> dict[str, tuple[str, Mapping[str, str]]]:
@@ -147,29 +141,9 @@ def block_layers(spec: Spec) -> dict[str, tuple[str, Mapping[str, str]]]:
     return found
 
 
-def expected(spec: Spec, layout: Layout) -> dict[str, tuple[int, ...]]:
+def expected(spec: Spec, layout: str) -> dict[str, Shape]:
     """Their names and shapes for a spec."""
-    found: dict[str, tuple[int, ...]] = {}
-    for entry in entries(spec):
-        shape = entry.keras_shape()
-        if entry.part is not None:
-            shape = (*shape[:-1], 3 * shape[-1])
-        if layout == "torch":
-            shape = tuple(shape[axis] for axis in torch_axes(entry, len(shape))) + trailing(entry)
-        found[entry.name(layout)] = shape
-    return found
-
-
-def torch_axes(entry: Entry, axes: int) -> tuple[int, ...]:
-    """The axes of the array in Keras' layout, in torch's order."""
-    if entry.leaf != "w":
-        return tuple(range(axes))
-    return {2: (1, 0), 4: (2, 3, 0, 1) if entry.depthwise else (3, 2, 0, 1)}[axes]
-
-
-def trailing(entry: Entry) -> tuple[int, ...]:
-    """Axes of length 1 that torch's layout has behind those of Keras."""
-    return (1, 1) if entry.layer.endswith("_ln") else ()
+    return layouts.expected(places(spec, layout))
 
 
 def layout_of(names: Mapping[str, object]) -> Layout:
@@ -177,7 +151,7 @@ def layout_of(names: Mapping[str, object]) -> Layout:
     return "keras" if any("/" in name for name in names) else "torch"
 
 
-def relevant(state_dict: Mapping[str, object]) -> dict[str, str]:
+def plain(names: Mapping[str, object], ema: bool = True) -> dict[str, str]:
     """Plain name of each tensor that holds a parameter or a statistic -> the name that it is given under.
 
     Taken off are what files put in front of and behind Keras' names ("LAYER/LAYER/kernel:0"), torch's leaves in an .h5
@@ -188,14 +162,14 @@ def relevant(state_dict: Mapping[str, object]) -> dict[str, str]:
         InputError: two names are the same one then.
     """
     found: dict[str, str] = {}
-    keras = layout_of(state_dict) == "keras"
-    for name in state_dict:
-        if name.endswith(IGNORED):
+    keras = layout_of(names) == "keras"
+    for bare, given in unwrapped(names).items():
+        if bare.endswith(IGNORED):
             continue
-        plain = keras_name(name) if keras else name.replace("predictions.0.", "predictions.")
-        if plain in found:
-            raise InputError(f"The names {found[plain]} and {name} are the same tensor, {plain}; give one of them.")
-        found[plain] = name
+        name = keras_name(bare) if keras else bare.replace("predictions.0.", "predictions.")
+        if name in found:
+            raise InputError(f"The names {found[name]} and {given} are the same tensor, {name}; give one of them.")
+        found[name] = given
     return found
 
 
@@ -213,31 +187,20 @@ def keras_name(name: str) -> str:
     return f"{layer}/{torch.get(leaf, leaf)}"
 
 
-def to_ours(entry: Entry, array: np.ndarray, layout: Layout) -> np.ndarray:
-    """One of our arrays from theirs that holds it."""
-    if layout == "torch":
-        array = array.reshape(array.shape[: array.ndim - len(trailing(entry))])
-        array = array.transpose(np.argsort(torch_axes(entry, array.ndim)))
-    if entry.part is not None:  # output channels are [q, k, v][head][channel of the head]
-        array = np.split(array, 3, axis=-1)[entry.part]
-    return array.reshape(entry.shape)
+def sizes(shapes: Mapping[str, Shape]) -> Measured | None:
+    """Depths, widths and classes that the shapes tell of."""
+    if layout_of(shapes) == "torch":
+        return measured(shapes, BLOCK, (("MB_pw_conv.weight", 0), ("ffn_2_conv.weight", 0)), ("predictions.weight", 0))
+    return measured(shapes, BLOCK, (("MB_pw_conv/kernel", 3), ("ffn_2_conv/kernel", 3)), ("predictions/kernel", 1))
 
 
-def to_theirs(spec: Spec, arrays: Mapping[str, np.ndarray], layout: Layout) -> dict[str, np.ndarray]:
-    """All of their arrays from ours, by name: the inverse of `to_ours`. Views of ours, except for a fused qkv.
-
-    Raises:
-        KeyError: the spec has a layer for which they have no name.
-    """
-    groups: dict[str, list[Entry]] = {}
-    for entry in entries(spec):
-        groups.setdefault(entry.name(layout), []).append(entry)
-    theirs: dict[str, np.ndarray] = {}
-    for name, group in groups.items():  # one entry, or q, k and v in this order
-        parts = [arrays[entry.ours].reshape(entry.keras_shape()) for entry in group]
-        array = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
-        if layout == "torch":
-            array = array.transpose(torch_axes(group[0], array.ndim))
-            array = array.reshape(array.shape + trailing(group[0]))
-        theirs[name] = array
-    return theirs
+DIALECT = Dialect(
+    name="kecam",
+    project="keras_cv_attention_models",
+    layouts=("torch", "keras"),
+    places=places,
+    plain=plain,
+    layout_of=layout_of,
+    sizes=sizes,
+    specs=kecam.names,
+)

@@ -6,18 +6,22 @@ Stages count from 0 there and from 1 here; our "s1.0" is their "stages.0.blocks.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
-
-import numpy as np
 
 from coatref.params import tensor_tree
-from coatref.specification.parts import ConvNeXt, MBConv
+from coatref.specification import timm
+from coatref.specification.parts import ConvNeXt, MBConv, Transformer
 from coatref.specification.spec import Block, Spec
 from coatref.tree import flatten
+from coatref.weights import places as layouts
+from coatref.weights.dialect import Dialect, Measured, measured, unwrapped
+from coatref.weights.places import Place, Shape
 
 # Buffers that hold no parameter: the batch counter of torch's BatchNorm, and indices that old files carry.
 IGNORED = ("num_batches_tracked", "relative_position_index", "rel_coords_log")
+
+BLOCK = re.compile(r"stages\.(\d+)\.blocks\.(\d+)\.")
 
 # our name of a layer -> theirs; a block's shortcut is the same in all kinds of block
 STEM = {"conv1": "stem.conv1", "norm1": "stem.norm1", "conv2": "stem.conv2"}
@@ -71,17 +75,6 @@ LEAVES = {
 }
 
 
-class Entry(NamedTuple):
-    """Where one of our tensors is in timm's state dict."""
-
-    ours: str
-    theirs: str
-    shape: tuple[int, ...]  # of ours
-    their_shape: tuple[int, ...]
-    part: int | None  # of a fused qkv: 0, 1, 2 for q, k, v
-    head_size: int
-
-
 def head_names(spec: Spec) -> dict[str, str]:
     """The head's layers: in timm's own models the norm stands outside the head."""
     if spec.head.order == "norm_then_pool":
@@ -102,13 +95,17 @@ def layer_name(block: Block, layer: str) -> str:
     return TRANSFORMER[layer]
 
 
-def entries(spec: Spec) -> Iterator[Entry]:
-    """Every tensor of the spec with its place in timm's state dict."""
+def places(spec: Spec, layout: str = "torch") -> Iterator[Place]:
+    """Every tensor of the spec with its place in timm's state dict.
+
+    Raises:
+        KeyError: the spec has a layer for which timm has no name.
+    """
     blocks = {block.name: block for block in spec.blocks()}
     for ours, tensor in flatten(tensor_tree(spec)):
         scope, _, rest = ours.partition(".")
         path, _, leaf = rest.rpartition(".")
-        part, head_size = None, 1
+        fused = {}
         if scope == "s0":
             layer = STEM[path]
         elif scope == "head":
@@ -117,90 +114,42 @@ def entries(spec: Spec) -> Iterator[Entry]:
             index, _, path = path.partition(".")
             block = blocks[f"{scope}.{index}"]
             layer = f"stages.{int(scope[1:]) - 1}.blocks.{index}.{layer_name(block, path)}"
-            if path in ("attn.q", "attn.k", "attn.v"):
-                part, head_size = "qkv".index(path[-1]), block.run.attention.head_size  # type: ignore[union-attr]
+            if path in ("attn.q", "attn.k", "attn.v") and isinstance(block.run, Transformer):
+                d = block.run.attention.head_size
+                fused = layouts.fused_heads_first(tensor.shape, "qkv".index(path[-1]), d, (1, 1))
         name = "gamma" if layer.rpartition(".")[2] in ("ls", "ls1", "ls2") else LEAVES[leaf]
-        shape = their_shape(ours, leaf, tensor.shape, 1 if part is None else 3)
-        yield Entry(ours, f"{layer}.{name}", tensor.shape, shape, part, head_size)
+        yield Place(ours, f"{layer}.{name}", tensor.shape, **({"layout": laid_out(ours, tensor.shape)} | fused))
 
 
-def their_shape(ours: str, leaf: str, shape: tuple[int, ...], fused: int) -> tuple[int, ...]:
-    """Shape of timm's tensor; `fused` tensors stand in one along the output channels."""
-    if leaf == "w" and len(shape) == 4:
-        kh, kw, c, d = shape
-        return d, c, kh, kw
-    if leaf == "w" and len(shape) == 3:
-        kh, kw, c = shape
-        return c, 1, kh, kw
+def laid_out(ours: str, shape: Shape) -> layouts.Layout:
+    """Layout of timm's tensor: dense layers are 1x1 convolutions but in the head and the bias MLP."""
+    leaf = ours.rpartition(".")[2]
     if leaf == "w":
-        c, d = shape
-        dense = ours.startswith("head.") or ".relative_bias." in ours
-        return (d, c) if dense else (fused * d, c, 1, 1)
-    if leaf == "table":
-        heads, rows, columns = shape
-        return rows * columns, heads
-    return (fused * shape[0],)
+        return layouts.torch_weight(shape, dense=ours.startswith("head.") or ".relative_bias." in ours)
+    return layouts.heads_last_table(shape) if leaf == "table" else layouts.same(shape)
 
 
-def expected(spec: Spec) -> dict[str, tuple[int, ...]]:
+def expected(spec: Spec) -> dict[str, Shape]:
     """timm's names and shapes for a spec."""
-    return {entry.theirs: entry.their_shape for entry in entries(spec)}
+    return layouts.expected(places(spec))
 
 
-def relevant(names: Mapping[str, object]) -> list[str]:
-    """The names that hold a parameter or a statistic."""
-    return [name for name in names if name.rpartition(".")[2] not in IGNORED]
+def plain(names: Mapping[str, object], ema: bool = True) -> dict[str, str]:
+    """Plain name of each tensor that holds a parameter or a statistic -> the name that it is given under."""
+    return {name: given for name, given in unwrapped(names).items() if name.rpartition(".")[2] not in IGNORED}
 
 
-def to_ours(entry: Entry, array: np.ndarray) -> np.ndarray:
-    """One of our arrays from timm's that holds it."""
-    if entry.part is not None:  # output channels are [head][q, k, v][channel of the head]
-        heads = array.shape[0] // (3 * entry.head_size)
-        array = array.reshape(heads, 3, entry.head_size, -1)[:, entry.part]  # (heads, D, C) or (heads, D, 1)
-        array = array.reshape(heads * entry.head_size, -1)
-    if len(entry.shape) == 1:
-        return array.reshape(entry.shape)
-    if len(entry.shape) == 2:
-        return array.reshape(entry.shape[::-1]).T  # (D, C) -> (C, D)
-    if entry.ours.endswith(".table"):  # row (di + H-1) * (2W-1) + (dj + W-1), one column for each head
-        return array.T.reshape(entry.shape)
-    if len(entry.shape) == 3:
-        return array[:, 0].transpose(1, 2, 0)  # (C, 1, kh, kw) -> (kh, kw, C)
-    return array.transpose(2, 3, 1, 0)  # (D, C, kh, kw) -> (kh, kw, C, D)
+def sizes(shapes: Mapping[str, Shape]) -> Measured | None:
+    """Depths, widths and classes that the shapes tell of."""
+    return measured(shapes, BLOCK, (("conv3_1x1.weight", 0), ("mlp.fc2.weight", 0)), ("head.fc.weight", 0))
 
 
-def to_theirs(spec: Spec, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """All of timm's arrays from ours, by name: the inverse of `to_ours`. Views of ours, except for a fused qkv.
-
-    Raises:
-        KeyError: the spec has a layer for which timm has no name.
-    """
-    groups: dict[str, list[Entry]] = {}
-    for entry in entries(spec):
-        groups.setdefault(entry.theirs, []).append(entry)
-    return {
-        name: separate(group[0], arrays[group[0].ours])
-        if group[0].part is None
-        else fused(group[0], {entry.part: arrays[entry.ours] for entry in group})
-        for name, group in groups.items()
-    }
-
-
-def fused(entry: Entry, ours: Mapping[int | None, np.ndarray]) -> np.ndarray:
-    """timm's array from q, k and v, numbered 0, 1, 2: output channels are [head][q, k, v][channel of the head]."""
-    d = entry.head_size
-    parts = [ours[part].T.reshape(-1, d, *ours[part].shape[:-1]) for part in range(3)]  # (heads, D, C) or (heads, D)
-    return np.stack(parts, axis=1).reshape(entry.their_shape)
-
-
-def separate(entry: Entry, array: np.ndarray) -> np.ndarray:
-    """timm's array from the one of ours that it holds alone."""
-    if len(entry.shape) == 1:
-        return array
-    if len(entry.shape) == 2:
-        return array.T.reshape(entry.their_shape)  # (C, D) -> (D, C) or (D, C, 1, 1)
-    if entry.ours.endswith(".table"):
-        return array.reshape(entry.shape[0], -1).T  # (heads, 2H-1, 2W-1) -> (rows * columns, heads)
-    if len(entry.shape) == 3:
-        return array.transpose(2, 0, 1)[:, None]  # (kh, kw, C) -> (C, 1, kh, kw)
-    return array.transpose(3, 2, 0, 1)  # (kh, kw, C, D) -> (D, C, kh, kw)
+DIALECT = Dialect(
+    name="timm",
+    project="timm",
+    layouts=("torch",),
+    places=places,
+    plain=plain,
+    sizes=sizes,
+    specs=timm.names,
+)

@@ -29,6 +29,7 @@ from coatref.specification.catalogue import spec as named_spec
 from coatref.specification.parts import ConvStem, MBConv, Transformer
 from coatref.specification.spec import Spec
 from coatref.weights import kecam as names
+from coatref.weights.export import views
 
 PACKAGE = "keras_cv_attention_models"
 BACKEND = "KECAM_BACKEND"  # the environment variable that the package reads when it is first imported
@@ -86,7 +87,7 @@ def make(
         precision=precision,
         params=weights,
         variant=lambda other: make(argument, spec=other, precision=precision),
-        expects={entry.ours: entry.shape for entry in names.entries(spec)},
+        expects={place.ours: place.shape for place in names.places(spec, "torch")},
         command=command(f"kecam:{argument}", spec=claimed, precision=precision, options=options),
         versions=versions(PACKAGE, "torch"),
     )
@@ -94,7 +95,7 @@ def make(
 
 def state_of(model: Any, params: Params) -> dict[str, np.ndarray]:
     """Parameters as a state dict of a model, in which a classifier with a softmax behind it is numbered."""
-    state = names.to_theirs(params.spec, params.flatten(), "torch")
+    state = views(params, "kecam")
     own = {name.replace("predictions.0.", "predictions."): name for name in model.state_dict()}
     return {own[name]: array for name, array in state.items()}
 
@@ -158,7 +159,7 @@ def build(name: str, spec: Spec) -> Any:
                 head_dimension=model_of.head_size,
                 **options,
             )
-    state = {plain: model.state_dict()[given] for plain, given in names.relevant(model.state_dict()).items()}
+    state = {plain: model.state_dict()[given] for plain, given in names.plain(model.state_dict()).items()}
     refuse_misfits(spec.name, names.expected(spec, "torch"), state)
     return model.eval()
 

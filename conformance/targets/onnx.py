@@ -108,7 +108,7 @@ def make(
     held = weights
     if not found.absent:
         arrays = in_dialect(graph, found, named_shapes(spec, found.dialect))
-        held = convert(arrays, spec, dialect=found.dialect, allow_non_finite=True)  # type: ignore[arg-type]
+        held = convert(arrays, spec, dialect=found.dialect, allow_non_finite=True)
     outputs = output_names(graph, options.get("names"))
 
     def run(params: Params, x: np.ndarray) -> Output:

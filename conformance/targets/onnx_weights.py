@@ -23,6 +23,7 @@ from coatref.specification.parts import ConvStem, MBConv
 from coatref.specification.spec import Spec
 from coatref.tree import flatten
 from coatref.weights import timm
+from coatref.weights.places import to_ours
 
 DIALECTS = ("coatref", "timm")
 KINDS = {"FLOAT": "float32", "DOUBLE": "float64", "FLOAT16": "float16", "BFLOAT16": "bfloat16"}  # ONNX's types -> ours
@@ -245,9 +246,9 @@ def wrong_tensors(model_path: str, params: Params, *, dialect: str | None = None
     shapes = named_shapes(params.spec, found.dialect)
     arrays = in_dialect(graph, found, shapes)
     if found.dialect == "timm":
-        entries = [entry for entry in timm.entries(params.spec) if entry.theirs in arrays]
-        held = {entry.ours: timm.to_ours(entry, arrays[entry.theirs]) for entry in entries}
-        theirs = {entry.ours: entry.theirs for entry in entries}
+        places = [place for place in timm.places(params.spec) if place.theirs in arrays]
+        held = {place.ours: to_ours(place, arrays[place.theirs]) for place in places}
+        theirs = {place.ours: place.theirs for place in places}
     else:
         held, theirs = arrays, {name: name for name in arrays}
     right = {name: np.asarray(array, np.float64) for name, array in params.flatten().items()}
