@@ -1,10 +1,16 @@
 """Images to model input: the evaluation transform that a checkpoint was published with.
 
-The convention is that of timm 1.0.31 (`timm.data.transforms_factory.transforms_imagenet_eval`, on torchvision's
-transforms of Pillow images): convert to RGB, resize with Pillow, crop the centre, scale to [0, 1], normalise.
+Two conventions. That of timm 1.0.31 (`timm.data.transforms_factory.transforms_imagenet_eval`, on torchvision's transforms
+of Pillow images): convert to RGB, resize with Pillow, crop the centre, scale to [0, 1], normalise. And that of Keras, as
+keras_cv_attention_models 1.4.3 has it (`imagenet.evaluation`): cut out the centre square, resize it with `tf.image.resize`,
+scale and normalise. What each step does is a choice of `Preprocessing`.
 
-As in timm, the orientation in a file's EXIF data is not applied: pixels are taken as Pillow decodes them. To have it
+As in both, the orientation in a file's EXIF data is not applied: pixels are taken as Pillow decodes them. To have it
 applied, pass `PIL.ImageOps.exif_transpose(image)`.
+
+TensorFlow decodes JPEG files less exactly than Pillow (`tf.io.decode_jpeg` takes the fast integer DCT unless told
+otherwise; up to 18 of 255 units from Pillow's pixels on the bundled photograph). Where that counts, pass arrays that
+TensorFlow decoded.
 """
 
 from __future__ import annotations
@@ -33,6 +39,7 @@ from coatref.errors import (
 )
 from coatref.specification.preprocessing import Preprocessing
 from coatref.specification.spec import Spec
+from coatref.tensorflow_resize import tensorflow_resized
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -54,14 +61,17 @@ def preprocess_images(
     *,
     dtype: Literal["float32", "float64"] = "float32",
 ) -> NDArray[np.floating[Any]]:
-    """Model input from images: y[n, i, j, c] = (x[n, i, j, c] / 255 - mean[c]) / std[c], x the resized, cropped uint8.
+    """Model input from images: y[n, i, j, c] = (x[n, i, j, c] / 255 - mean[c]) / std[c], x the resized, cropped pixels.
+
+    With resampling "pillow", x is uint8, as Pillow has it after each step; with "tensorflow" it is floating.
 
     images: one image, or a list or tuple of N images, each a path, a Pillow image, or a uint8 array (H, W, 3) in RGB
         order or (H, W) in grey. Every Pillow mode is brought to RGB (to grey where `preprocessing.mean` has one value)
         by Pillow's `convert`, as timm's loaders do: alpha is dropped, and values above 255 of 16-bit images are
         clipped to 255, not scaled. Of an animated file the first frame is taken. Nothing given is written to.
     height, width: the target size in pixels.
-    dtype: "float32" computes in float32, step by step as torchvision does; "float64" the same formula in float64.
+    dtype: "float32" computes in float32, step by step as torchvision and TensorFlow do; "float64" the same formulas in
+        float64.
 
     Returns (N, height, width, C), channels last, C = len(preprocessing.mean); N = 1 for a single image.
 
@@ -71,7 +81,8 @@ def preprocess_images(
     pixels than `PIL.Image.MAX_IMAGE_PIXELS`), MissingDependencyError (Pillow is not installed), and OSError as the
     operating system gives it for a file that cannot be opened.
 
-    Source: timm's `transforms_imagenet_eval` with crop_mode "center" or "squash".
+    Source: timm's `transforms_imagenet_eval` with crop_mode "center" or "squash"; keras_cv_attention_models'
+    `evaluation_process_crop_resize`.
     """
     pillow = _pillow()
     if not isinstance(preprocessing, Preprocessing):
@@ -86,14 +97,14 @@ def preprocess_images(
     target = (_side(height, "height"), _side(width, "width"))
     channels = len(preprocessing.mean)
     batch = _as_list(images, pillow)
-    pixels = np.empty((len(batch), *target, channels), dtype=np.uint8)
+    pixels = []
     for n, image in enumerate(batch):
         where = f"image {n} of {len(batch)}"
         decoded = _converted(_decoded(image, where, pillow), "RGB" if channels == 3 else "L", where)
-        pixels[n] = _resized_and_cropped(decoded, preprocessing, target, where, pillow)
+        pixels.append(_resized_and_cropped(decoded, preprocessing, target, where, pillow, dtype))
 
     # torchvision's to_tensor and normalize: one rounding for each of the three operations, constants rounded first.
-    result = pixels.astype(dtype)
+    result = np.stack(pixels, dtype=dtype)
     result /= 255
     result -= np.asarray(preprocessing.mean, dtype)
     result /= np.asarray(preprocessing.std, dtype)
@@ -246,14 +257,40 @@ def _converted(image: Image, mode: Literal["RGB", "L"], where: str) -> Image:
 
 
 def _resized_and_cropped(
-    image: Image, preprocessing: Preprocessing, target: tuple[int, int], where: str, pillow: ModuleType
-) -> NDArray[np.uint8]:
-    """The image's pixels (*target, C) after the resize and the centre crop."""
+    image: Image, preprocessing: Preprocessing, target: tuple[int, int], where: str, pillow: ModuleType, dtype: str
+) -> NDArray[Any]:
+    """The image's pixels (*target, C) in 0..255 after the crop and the resize; uint8 from Pillow, else of the dtype."""
+    if preprocessing.crop == "square":
+        image = _center_square(image, preprocessing, target, where)
     size = _resized_size((image.height, image.width), preprocessing, target, where)
-    if size != (image.height, image.width):
-        image = image.resize(size[::-1], pillow.Resampling[preprocessing.interpolation.upper()])
-    pixels = np.asarray(image).reshape(*size, -1)  # grey has no channel axis
+    if preprocessing.resampling == "tensorflow":
+        pixels: NDArray[Any] = tensorflow_resized(
+            _pixels(image), size, preprocessing.interpolation, preprocessing.antialias, dtype
+        )
+    else:
+        if size != (image.height, image.width):
+            image = image.resize(size[::-1], pillow.Resampling[preprocessing.interpolation.upper()])
+        pixels = _pixels(image)
     return _center_crop(pixels, target)
+
+
+def _pixels(image: Image) -> NDArray[np.uint8]:
+    """An image's pixels as (H, W, C); grey has no channel axis in Pillow."""
+    return np.asarray(image).reshape(image.height, image.width, -1)
+
+
+def _center_square(image: Image, preprocessing: Preprocessing, target: tuple[int, int], where: str) -> Image:
+    """The image's centre square of floor(crop_fraction * shorter side) pixels, the odd pixel left out at the end.
+
+    Source: keras_cv_attention_models' `evaluation_process_crop_resize`, which multiplies in float32, and
+    `image_center_crop` of its PyTorch data, which does so in float64.
+    """
+    number = np.float32 if preprocessing.resampling == "tensorflow" else np.float64
+    side = int(number(preprocessing.crop_fraction) * number(min(image.size)))
+    if side < 1:
+        raise _size_error(where, (image.height, image.width), (side, side), preprocessing, target)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return image.crop((left, top, left + side, top + side))
 
 
 def _resized_size(
@@ -261,18 +298,19 @@ def _resized_size(
 ) -> tuple[int, int]:
     """Height and width that the image of the given size is resized to, before the crop.
 
-    With s = floor(target / crop_fraction), per side:
+    "square": the target. Else, with s = floor(target / crop_fraction), per side:
         "squash": s.
         "center", s[0] == s[1]: s for the shorter side, floor(s * long / short) for the longer, which truncates, as
             `torchvision.transforms.Resize(s)` does.
         "center", else: round(side / r) with r = min(size / s), rounding halves to even, as timm's `ResizeKeepRatio`.
     """
     height, width = size
-    wanted = [side / preprocessing.crop_fraction for side in target]
+    fraction = 1.0 if preprocessing.crop == "square" else preprocessing.crop_fraction
+    wanted = [side / fraction for side in target]
     if min(wanted) < 1 or math.prod(wanted) > _MAX_RESIZED_PIXELS:
         raise _size_error(where, size, wanted, preprocessing, target)
     scale = (math.floor(wanted[0]), math.floor(wanted[1]))
-    if preprocessing.crop == "squash":
+    if preprocessing.crop in ("squash", "square"):
         resized = scale
     elif scale[0] == scale[1]:
         long = int(scale[0] * max(size) / min(size))
@@ -301,7 +339,7 @@ def _size_error(
     )
 
 
-def _center_crop(pixels: NDArray[np.uint8], target: tuple[int, int]) -> NDArray[np.uint8]:
+def _center_crop(pixels: NDArray[Any], target: tuple[int, int]) -> NDArray[Any]:
     """The centre (*target, C) of pixels (H, W, C), padded with zeros where these are smaller.
 
     The window starts at round((side - target) / 2), halves to even; padding puts the odd pixel last. Source:

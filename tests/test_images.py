@@ -1,10 +1,11 @@
-"""coatref.images against timm's evaluation transform, and its refusals."""
+"""coatref.images against timm's and keras_cv_attention_models' evaluation transforms, and its refusals."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import importlib.resources
+import importlib.util
 import json
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from timm_import import require_timm
 
+import coatref
 from coatref import errors
 from coatref.images import photograph, preprocess_images
 from coatref.specification import Preprocessing
@@ -86,7 +88,15 @@ def source(width: int, height: int, rotated: bool = False) -> Image.Image:
     return image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2.0)
 
 
-SOURCES = {
+def flower() -> dict[str, Image.Image]:
+    """Another real photograph, where scikit-learn is installed, which brings it."""
+    found = importlib.util.find_spec("sklearn")
+    if found is None or found.origin is None:
+        return {}
+    return {"flower": Image.open(Path(found.origin).parent / "datasets" / "images" / "flower.jpg").convert("RGB")}
+
+
+SOURCES = flower() | {
     "photograph": PHOTOGRAPH,
     "portrait": PHOTOGRAPH.transpose(Image.Transpose.ROTATE_90),
     "cropped": PHOTOGRAPH.crop((101, 37, 432, 300)),
@@ -166,6 +176,88 @@ def test_every_published_coatnet_transform_equals_timm(create_transform: Any) ->
         data = timm.data.resolve_data_config({}, pretrained_cfg=config.to_dict())
         theirs = timm.data.create_transform(**data)(PHOTOGRAPH.convert("RGB")).permute(1, 2, 0).numpy()
         np.testing.assert_array_equal(preprocess_images(PHOTOGRAPH, preprocessing, *target)[0], theirs, err_msg=name)
+
+
+# ------------------------------------------------------------------------ the centre square, cut out before the resize
+
+
+def numbered(height: int, width: int) -> NDArray[np.uint8]:
+    """An image (height, width, 3) whose pixels are all different: row, column, and 7."""
+    rows, columns = np.indices((height, width))
+    return np.stack([rows, columns, np.full_like(rows, 7)], axis=-1).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("size", "fraction", "resampling", "top", "left", "side"),
+    [
+        ((11, 18), 1.0, "tensorflow", 0, 3, 11),
+        ((18, 11), 1.0, "pillow", 3, 0, 11),
+        ((20, 31), 0.95, "tensorflow", 0, 6, 19),
+        ((31, 20), 0.875, "pillow", 7, 1, 17),
+        ((90, 101), 0.7, "tensorflow", 13, 19, 63),  # 0.7 * 90 is 63 in float32
+        ((90, 101), 0.7, "pillow", 14, 19, 62),  # and a little less in float64
+    ],
+)
+def test_the_centre_square_is_cut_out(
+    size: Size, fraction: float, resampling: Any, top: int, left: int, side: int
+) -> None:
+    square = Preprocessing(fraction, "square", "nearest", resampling=resampling)
+    found = our_uint8(numbered(*size), square, (side, side))
+    np.testing.assert_array_equal(found, numbered(*size)[top : top + side, left : left + side])
+
+
+@pytest.mark.parametrize("target", [(224, 224), (96, 161)])
+@pytest.mark.parametrize("name", ["flower", "photograph", "portrait", "odd", "smaller"])
+def test_the_square_resized_by_pillow_equals_torchvision(name: str, target: Size) -> None:
+    """The transform of keras_cv_attention_models' PyTorch backend, whose steps these are."""
+    require_timm()
+    from torchvision import transforms
+
+    if name not in SOURCES:
+        pytest.skip("needs scikit-learn for the photograph, which is not installed (pip install scikit-learn)")
+    image = SOURCES[name]
+    side = int(0.9 * min(image.size))
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    steps = [
+        transforms.Resize(target, interpolation=transforms.InterpolationMode.BICUBIC),
+        transforms.ToTensor(),
+        transforms.Normalize(*IMAGENET),
+    ]
+    theirs = transforms.Compose(steps)(image.crop((left, top, left + side, top + side))).permute(1, 2, 0).numpy()
+    ours = preprocess_images(image, Preprocessing(0.9, "square", "bicubic", *IMAGENET), *target)
+    np.testing.assert_array_equal(ours[0], theirs)
+
+
+def test_grey_and_tensorflows_resize_go_together() -> None:
+    grey = Preprocessing(1.0, "square", "bicubic", (0.25,), (0.5,), "tensorflow", False)
+    colour = dataclasses.replace(grey, mean=(0.25,) * 3, std=(0.5,) * 3)
+    image = source(50, 37).convert("L")
+    found = preprocess_images(image, grey, 20, 31, dtype="float64")
+    assert found.shape == (1, 20, 31, 1)
+    same = preprocess_images(image, colour, 20, 31, dtype="float64")
+    np.testing.assert_allclose(np.repeat(found, 3, axis=-1), same, rtol=0, atol=1e-13)
+
+
+def test_tensorflows_resize_is_cropped_and_padded_as_pillows() -> None:
+    """An even image has the same border of black under both, whatever else the resizing does."""
+    image = np.full((37, 50, 3), 200, np.uint8)
+    for crop, fraction, target in (("center", 0.8, (16, 20)), ("center", 1.4, (33, 20)), ("squash", 1.4, (20, 33))):
+        pillow, tensorflow = (
+            preprocess_images(image, Preprocessing(fraction, crop, resampling=who), *target)  # type: ignore[arg-type]
+            for who in ("pillow", "tensorflow")
+        )
+        np.testing.assert_allclose(tensorflow, pillow, rtol=0, atol=2e-5)
+
+
+def test_what_spec_files_of_earlier_releases_lack_is_pillows() -> None:
+    spec = coatref.spec("timm/coatnet_0_rw_224")
+    plain = json.loads(spec.to_json())
+    for name in ("resampling", "antialias"):
+        plain["preprocessing"].pop(name)
+    assert coatref.Spec.from_json(json.dumps(plain)) == spec
+    assert (spec.preprocessing.resampling, spec.preprocessing.antialias) == ("pillow", True)
+    for name in ("timm/coatnet_0_rw_224", "kecam/CoAtNet0"):
+        assert coatref.Spec.from_json(coatref.spec(name).to_json()) == coatref.spec(name)
 
 
 def _with_transparent_colour(image: Image.Image) -> Image.Image:
@@ -395,6 +487,8 @@ def test_images_that_are_none_are_refused(images: Any, error: type[Exception], m
         ((Preprocessing(1.5), 8, 1), {}, errors.SizeError),  # resized to floor(1 / 1.5) = 0 pixels
         ((Preprocessing(1e-300), 8, 8), {}, errors.SizeError),
         ((Preprocessing(crop="squash"), 2**16, 2**16), {}, errors.SizeError),
+        ((Preprocessing(crop="square"), 2**16, 2**16), {}, errors.SizeError),
+        ((Preprocessing(0.1, "square"), 8, 8), {}, errors.SizeError),  # the square is floor(0.8) = 0 pixels
         ((None, 8, 8), {}, errors.InputError),
         ((Preprocessing(), 8, 8), {"dtype": "float16"}, errors.DtypeError),
         ((Preprocessing(), 8, 8), {"dtype": np.float32}, errors.DtypeError),
@@ -427,6 +521,8 @@ def test_an_image_too_thin_to_resize_is_refused() -> None:
         {"crop": "border"},
         {"crop": None},
         {"crop": ["center"]},
+        {"crop_fraction": 1.01, "crop": "square"},
+        {"crop_fraction": 10**5000},
         {"interpolation": "box"},
         {"interpolation": "random"},
         {"interpolation": 3},
@@ -441,6 +537,11 @@ def test_an_image_too_thin_to_resize_is_refused() -> None:
         {"std": (0.5, 0.5, -0.5)},
         {"std": (0.5, 0.5, 1e-60)},
         {"std": (0.5, 0.5, 1e60)},
+        {"resampling": "opencv"},
+        {"resampling": None},
+        {"antialias": 1, "resampling": "tensorflow"},
+        {"antialias": None},
+        {"antialias": False},
     ],
 )
 def test_a_preprocessing_that_means_nothing_is_refused(fields: Any) -> None:
@@ -452,6 +553,7 @@ def test_a_preprocessing_survives_json() -> None:
     for original in (
         Preprocessing(),
         Preprocessing(1, "squash", "lanczos", (0,), (1,)),
+        Preprocessing(1, "square", "bilinear", resampling="tensorflow", antialias=False),
         Preprocessing(float(np.float32(0.9)), mean=(np.float32(0.1),) * 3, std=[0.1, 0.2, 0.3]),  # type: ignore[arg-type]
     ):
         read = Preprocessing(**json.loads(json.dumps(dataclasses.asdict(original))))

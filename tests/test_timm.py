@@ -62,6 +62,8 @@ def test_preprocessing_is_that_of_timm(timm: Any, name: str) -> None:
         entry.interpolation,
         entry.mean,
         entry.std,
+        "pillow",
+        True,
     )
 
 

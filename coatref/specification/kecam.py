@@ -64,8 +64,18 @@ MODELS = {
     ),
 }
 
-# What its `imagenet.evaluation` does to an image unless told otherwise, with the model's rescale_mode "torch".
-PREPROCESSING = Preprocessing(crop_fraction=1.0)
+# What its `imagenet.evaluation` does to an image with TensorFlow unless told otherwise, with the models' rescale_mode
+# "torch". With its PyTorch backend it differs in `resampling="pillow"`. Its repository's `eval_script.py`, which is not
+# part of the package, has other defaults: `crop_fraction=0.95, antialias=False`.
+PREPROCESSING = Preprocessing(
+    crop_fraction=1.0,
+    crop="square",
+    interpolation="bicubic",
+    mean=(0.485, 0.456, 0.406),
+    std=(0.229, 0.224, 0.225),
+    resampling="tensorflow",
+    antialias=True,
+)
 
 
 def names() -> tuple[str, ...]:
