@@ -6,8 +6,8 @@ module for each format; `open_file` takes the one that the path's ending names.
 """
 
 from coatref.weights.files.host import on_host
+from coatref.weights.files.limits import LARGEST_HEADER
 from coatref.weights.files.opening import open_file, path_of
-from coatref.weights.files.safetensors_file import LARGEST_HEADER
 from coatref.weights.files.stored import Content, Stored, Tensors
 
 __all__ = ["LARGEST_HEADER", "Content", "Stored", "Tensors", "on_host", "open_file", "path_of"]

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Iterator
-from io import BufferedReader
 from pathlib import Path
 
-from coatref.errors import FileFormatError, InputError
+from coatref.errors import InputError
+from coatref.weights.files.hdf5_file import read_hdf5, read_keras
+from coatref.weights.files.npz_file import read_npz
+from coatref.weights.files.onnx_file import read_onnx
 from coatref.weights.files.safetensors_file import read_safetensors
+from coatref.weights.files.sharded import read_sharded
 from coatref.weights.files.stored import Content
+from coatref.weights.files.tensorflow_checkpoint import read_tensorflow
 from coatref.weights.files.torch_file import read_torch
+
+Reader = Callable[[Path, contextlib.ExitStack], Content]  # keeps the file open until the stack is closed
 
 
 def path_of(path: str | os.PathLike[str]) -> Path:
@@ -27,30 +34,58 @@ def path_of(path: str | os.PathLike[str]) -> Path:
 
 
 @contextlib.contextmanager
-def open_file(path: Path) -> Iterator[Content]:
+def open_file(path: Path, *, ema: bool = True) -> Iterator[Content]:
     """Every tensor of a file by name, and the file's own metadata, for as long as the file is open.
 
-    `.safetensors` comes as `Stored` tensors. `.pth`, `.pt` and `.bin` come as torch tensors, through torch's weights-only
-    loading, which refuses any pickle that would do more than build tensors.
+    The ending says what the file is:
+
+    - `.safetensors`; and `.safetensors.index.json`, the index of a file in shards, which are beside it;
+    - `.npz`, of NumPy;
+    - `.h5`, `.hdf5` and `.keras`, of Keras;
+    - `.onnx`, of which the initialisers are the tensors;
+    - `.pth`, `.pt` and `.bin`, of torch;
+    - `.index`, or a path without it beside which there is one: a checkpoint of TensorFlow.
+
+    All tensors are `Stored` ones. Every format is read here, with NumPy alone: no pickle is executed, no library in C parses
+    anything.
+
+    Args:
+        path: of the file.
+        ema: of a torch checkpoint that holds averaged weights beside the plain ones, take the averaged.
 
     Raises:
         InputError: the ending is none of these.
         FileNotFoundError: there is no such file.
         FileFormatError: the file is truncated, corrupt or holds something else.
-        MissingDependencyError: torch is needed and not installed.
     """
-    readers: dict[str, Callable[[BufferedReader, Path], Content]] = {
+    read = reader_of(path, ema)
+    with contextlib.ExitStack() as held:
+        yield read(path, held)
+
+
+def reader_of(path: Path, ema: bool) -> Reader:
+    """What reads a file of that ending.
+
+    Raises:
+        InputError: nothing does.
+    """
+    torch = functools.partial(read_torch, ema=ema)
+    readers: dict[str, Reader] = {
         ".safetensors": read_safetensors,
-        ".pth": read_torch,
-        ".pt": read_torch,
-        ".bin": read_torch,
+        ".safetensors.index.json": read_sharded,
+        ".npz": read_npz,
+        ".h5": read_hdf5,
+        ".hdf5": read_hdf5,
+        ".keras": read_keras,
+        ".onnx": read_onnx,
+        ".pth": torch,
+        ".pt": torch,
+        ".bin": torch,
+        ".index": read_tensorflow,
     }
-    read = readers.get(path.suffix.lower())
-    if read is None:
-        raise InputError(f"{path} ends in {path.suffix!r}; weights are read from {', '.join(readers)} files.")
-    if not path.is_file():  # before it is opened, which would wait for ever on a pipe
-        if path.exists():
-            raise FileFormatError(f"{path} is a folder, pipe or device; weights are read from a regular file.")
-        raise FileNotFoundError(f"There is no file {path}.")
-    with path.open("rb") as file:
-        yield read(file, path)
+    for ending, read in readers.items():
+        if path.name.lower().endswith(ending) and len(path.name) > len(ending):
+            return read
+    if path.name and path.with_name(path.name + ".index").is_file():
+        return read_tensorflow
+    raise InputError(f"{path} ends in {path.suffix!r}; weights are read from {', '.join(readers)} files.")

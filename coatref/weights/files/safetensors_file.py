@@ -2,40 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import json
 import math
-import os
 from collections.abc import Mapping
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from coatref.errors import FileFormatError
-from coatref.weights.files.stored import DTYPES, MOST_AXES, Content, Stored, read_bytes
+from coatref.weights.files.disk import faults_of, opened, size_of
+from coatref.weights.files.json_text import parsed, without_repeats  # noqa: F401 - sources takes it from here
+from coatref.weights.files.limits import LARGEST_HEADER
+from coatref.weights.files.stored import DTYPES, MOST_AXES, Content, Stored, is_count, is_shape, read_bytes, type_of
 
-LARGEST_HEADER = 8 * 10**6  # bytes; the largest spec that there can be, 1000 blocks of 1000 runs, takes about 6 million
 
-
-def read_safetensors(file: BufferedReader, path: Path) -> Content:
+def read_safetensors(path: Path, held: contextlib.ExitStack) -> Content:
     """The tensors and metadata of a safetensors file, checked and not read yet.
 
     A file is eight bytes of header length, the header in JSON, and the tensors' bytes one after the other without a gap.
+
+    Raises:
+        FileNotFoundError, FileFormatError: there is no such file, or it is not whole.
     """
-    size = os.fstat(file.fileno()).st_size
-    try:
+    file = opened(path, held)
+    size = size_of(file)
+    with faults_of(path, "no whole safetensors file"):
         header, start = read_header(file, size)
         metadata = header.pop("__metadata__", {})
         if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
             raise FileFormatError("its metadata is not a mapping of texts to texts")
         places = {name: place_of(name, entry, start) for name, entry in header.items()}
         refuse_gaps(places, start, size)
-    except FileFormatError as fault:
-        raise FileFormatError(
-            f"{path} is no whole safetensors file: {fault}; fetch it again, or make it anew."
-        ) from None
     return {name: stored(file, name, header[name], begin) for name, (begin, _) in places.items()}, metadata
 
 
@@ -51,20 +49,12 @@ def read_header(file: BufferedReader, size: int) -> tuple[dict[str, Any], int]:
     if length > LARGEST_HEADER:
         raise FileFormatError(f"its header of {length} bytes is longer than the {LARGEST_HEADER} allowed")
     try:
-        header = json.loads(file.read(length).decode(), object_pairs_hook=without_repeats)
-    except (ValueError, RecursionError) as error:
-        raise FileFormatError(f"its header is not the JSON that it should be ({str(error)[:200]})") from None
+        header = parsed(file.read(length))
+    except FileFormatError as fault:
+        raise FileFormatError(f"in its header, {fault}") from None
     if not isinstance(header, dict):
         raise FileFormatError(f"its header is a JSON {type(header).__name__} and not an object")
     return header, 8 + length
-
-
-def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, refused when a key stands twice (readers disagree on which one counts)."""
-    plain = dict(pairs)
-    if len(plain) != len(pairs):
-        raise ValueError("it repeats a key in one object")
-    return plain
 
 
 def place_of(name: str, entry: Any, start: int) -> tuple[int, int]:
@@ -79,19 +69,14 @@ def place_of(name: str, entry: Any, start: int) -> tuple[int, int]:
         raise FileFormatError(f"tensor {name!r:.100} lacks a type, a shape or a place") from None
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise FileFormatError(f"tensor {name!r:.100} has the type {dtype!r:.50}; known are {', '.join(DTYPES)}")
-    if not isinstance(shape, list) or len(shape) > MOST_AXES or not all(map(is_count, shape)):
+    if not is_shape(shape):
         raise FileFormatError(f"tensor {name!r:.100} has no shape of at most {MOST_AXES} whole numbers")
-    needed = math.prod(shape) * np.dtype(DTYPES[dtype]).itemsize
+    needed = math.prod(shape) * type_of(dtype).itemsize
     if not is_count(begin) or not is_count(end) or end - begin != needed:
         raise FileFormatError(
             f"tensor {name!r:.100} takes {needed:.4g} bytes and has its place from {begin!r:.30} to {end!r:.30}"
         )
     return start + begin, start + end
-
-
-def is_count(value: Any) -> bool:
-    """Whether a JSON value is a whole number that a file of today could hold so many of."""
-    return type(value) is int and 0 <= value < 2**63
 
 
 def refuse_gaps(places: Mapping[str, tuple[int, int]], start: int, size: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from io import BufferedReader
@@ -12,6 +13,7 @@ import numpy as np
 from coatref.errors import FileFormatError
 
 MOST_AXES = 8
+MOST_NUMBERS = 2**59  # whose bytes NumPy can still count
 
 DTYPES = {  # safetensors' names -> how the bytes are read; bfloat16, which NumPy lacks, as the upper half of a float32
     "F16": "<f2",
@@ -46,6 +48,11 @@ class Stored:
     shape: tuple[int, ...]
     fetch: Callable[[], np.ndarray]
 
+    @property
+    def nbytes(self) -> int:
+        """How many bytes its values take in the type that it has in the file."""
+        return math.prod(self.shape) * type_of(self.dtype).itemsize
+
     def read(self) -> np.ndarray:
         """The tensor as an array; bfloat16 is widened to float32, which changes no value.
 
@@ -64,8 +71,10 @@ Tensors = dict[str, Any]  # of Stored, or of torch tensors
 Content = tuple[Tensors, dict[str, str]]  # every tensor of a file by name, and the file's own metadata
 
 
-def read_bytes(file: BufferedReader, name: str, dtype: str, shape: tuple[int, ...], start: int) -> np.ndarray:
-    """An array from the bytes of a file, little-endian and in C order, from `start` on.
+def read_bytes(
+    file: BufferedReader, name: str, dtype: str, shape: tuple[int, ...], start: int, order: str = "<"
+) -> np.ndarray:
+    """An array from the bytes of a file, in C order, from `start` on.
 
     Args:
         file: open for reading, with a name.
@@ -73,21 +82,47 @@ def read_bytes(file: BufferedReader, name: str, dtype: str, shape: tuple[int, ..
         dtype: safetensors' name of its type; bfloat16 is widened to float32.
         shape: its shape, which has been checked against the size of the file.
         start: of its bytes in the file.
+        order: "<" or ">", the end of a number that comes first.
 
     Raises:
         FileFormatError: the file ends too early.
     """
-    array = np.empty(shape, DTYPES[dtype])
+    array = np.empty(shape, type_of(dtype, order))
     file.seek(start)
     if file.readinto(array.reshape(-1).view(np.uint8).data) != array.nbytes:
         raise FileFormatError(f"{file.name} was cut while it was read, within tensor {name:.100}; fetch it again.")
-    return native(array, dtype)
+    return widened(array) if dtype == "BF16" else native(array)
 
 
-def native(array: np.ndarray, dtype: str) -> np.ndarray:
-    """An array as it was stored in a type of that name, in the byte order of this machine and bfloat16 widened."""
-    if dtype == "BF16":
-        wide = array.astype(np.uint32)
-        wide <<= 16
-        return wide.view(np.float32)
+def widened(array: np.ndarray) -> np.ndarray:
+    """The upper halves of float32 numbers, as which bfloat16 is stored, as those numbers."""
+    wide = array.astype(np.uint32)
+    wide <<= 16
+    return wide.view(np.float32)
+
+
+def native(array: np.ndarray) -> np.ndarray:
+    """An array in the byte order of this machine."""
     return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def type_of(dtype: str, order: str = "<") -> np.dtype:
+    """The NumPy type of what is stored in a type of safetensors' name, with the end of a number first that `order` says."""
+    return np.dtype(DTYPES[dtype].replace("<", order))
+
+
+def type_name(kind: np.dtype) -> str:
+    """safetensors' name of a NumPy type, whatever its byte order; of one that `DTYPES` has."""
+    return next(name for name, known in DTYPES.items() if name != "BF16" and np.dtype(known) == kind.newbyteorder("<"))
+
+
+def is_shape(values: Any) -> bool:
+    """Whether something is the shape of an array that NumPy can make, be it of no number at all."""
+    if not isinstance(values, (list, tuple)) or len(values) > MOST_AXES:
+        return False
+    return all(map(is_count, values)) and math.prod(max(1, value) for value in values) < MOST_NUMBERS
+
+
+def is_count(value: Any) -> bool:
+    """Whether a value is a whole number that a file of today could hold so many of."""
+    return type(value) is int and 0 <= value < 2**63
