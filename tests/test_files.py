@@ -510,22 +510,26 @@ def test_no_such_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "model.pth"])
-def test_folders_and_pipes_are_refused_and_do_not_hang(tmp_path: Path, name: str) -> None:
-    (tmp_path / "folder").mkdir()
-    folder, pipe = tmp_path / "folder" / name, tmp_path / name
-    folder.mkdir()
+def test_pipes_are_refused_and_do_not_hang(tmp_path: Path, name: str) -> None:
+    pipe = tmp_path / name
     os.mkfifo(pipe)
     with time_limit(10, signal.ITIMER_REAL):
-        for odd in (folder, pipe):
-            refused(partial(coatref.load, odd, MICRO), FileFormatError, str(odd), "regular file")
+        refused(partial(coatref.load, pipe, MICRO), FileFormatError, str(pipe), "regular file")
+
+
+def test_folders_without_weights_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").mkdir()
+    for folder in (tmp_path, tmp_path / "model.safetensors"):
+        with pytest.raises(FileNotFoundError, match=r"none of model\.safetensors, .* in the folder .*; name a file"):
+            coatref.load(folder, MICRO)
 
 
 @pytest.mark.parametrize(
-    "name", ["model.h5", "model.npz", "model", "model.safetensors.gz", "safetensors", "model.pkl", ".pth"]
+    "name", ["model.npy", "model.json", "model", "model.safetensors.gz", "safetensors", "model.pkl", ".pth", ".npz"]
 )
 def test_endings_that_are_not_known(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"")
-    parts = repr(Path(name).suffix), ".safetensors, .pth, .pt, .bin"
+    parts = repr(Path(name).suffix), ".safetensors, ", ".npz, .h5, .hdf5, .keras, .onnx, .pth, .pt, .bin"
     refused(lambda: coatref.load(tmp_path / name, MICRO), InputError, *parts)
 
 
@@ -703,9 +707,11 @@ HEADERS: dict[str, tuple[bytes, str]] = {
     "huge offsets": (put_together({"a": entry(offsets=[10**30, 10**30 + 4])}, bytes(4)), "place"),
     "a shape too large": (put_together({"a": entry(shape=[2])}, bytes(4)), "takes 8 bytes"),
     "a shape too small": (put_together({"a": entry(shape=[1, 0])}, bytes(4)), "takes 0 bytes"),
-    "a shape of 2**64": (put_together({"a": entry(shape=[2**32, 2**32], offsets=[0, 0])}), "takes 7"),
-    "a shape of 2**65": (put_together({"a": entry(shape=[2**62, 2], offsets=[0, 0])}), "takes 3"),
-    "a shape of 4 * 2**64 + 4": (put_together({"a": entry("U8", [2**62, 5], [0, 2**62])}, bytes(4)), "takes"),
+    "a shape of 2**64": (put_together({"a": entry(shape=[2**32, 2**32], offsets=[0, 0])}), "shape"),
+    "a shape of 2**65": (put_together({"a": entry(shape=[2**62, 2], offsets=[0, 0])}), "shape"),
+    "a shape of 4 * 2**64 + 4": (put_together({"a": entry("U8", [2**62, 5], [0, 2**62])}, bytes(4)), "shape"),
+    "a shape of 2**62 and 0": (put_together({"a": entry(shape=[2**62, 0], offsets=[0, 0])}), "shape"),
+    "a shape of 2**60": (put_together({"a": entry(shape=[2**30, 2**28], offsets=[0, 0])}), "takes 1.153e+18 bytes"),
     "a shape with 2**64": (put_together({"a": entry(shape=[2**64], offsets=[0, 0])}), "shape"),
     "a negative shape": (put_together({"a": entry(shape=[-1, -1])}, bytes(4)), "shape"),
     "a float shape": (put_together({"a": entry(shape=[1.0])}, bytes(4)), "shape"),
@@ -782,7 +788,7 @@ def test_many_tensors(path: Path) -> None:
     with time_limit(SECONDS), memory_limit(MEGABYTES):
         refused(lambda: coatref.load(path, timm_spec("timm/coatnet_0_rw_224")), WeightsError, "4992 more")
     path.write_bytes(put_together({"n" * 10**6: entry(shape=[0], offsets=[0, 0])}))
-    refused(lambda: coatref.load(path, MICRO), WeightsError, "nnnn", "100 characters")
+    refused(lambda: coatref.load(path, MICRO), WeightsError, "nnnn", "200 characters")
 
 
 # --- hostile specs in a file ---
@@ -1027,7 +1033,7 @@ def test_a_file_that_would_run_code_runs_none(tmp_path: Path, zipped: bool, plac
         "state_dict": {"state_dict": state_dict(), "more": [Runs(made)]},
     }[place]
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
-    refused(lambda: coatref.load(path, MICRO), FileFormatError, str(path), "weights-only", "refused")
+    refused(lambda: coatref.load(path, MICRO), FileFormatError, str(path), "weights only", "refused")
     assert not made.exists()
     with path.open("rb") as file:  # the file is what it is meant to be
         torch.load(file, weights_only=False)
@@ -1062,7 +1068,7 @@ def test_a_torch_file_of_something_else(tmp_path: Path, content: Any, part: str)
 
 def test_a_whole_model_in_a_torch_file(tmp_path: Path) -> None:
     torch.save(torch.nn.Linear(3, 3), tmp_path / "model.pth")
-    refused(lambda: coatref.load(tmp_path / "model.pth", MICRO), FileFormatError, "model.pth", "weights-only")
+    refused(lambda: coatref.load(tmp_path / "model.pth", MICRO), FileFormatError, "model.pth", "asks for torch.nn")
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -1106,5 +1112,4 @@ def test_a_torch_file_without_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     path = tmp_path / "model.pth"
     torch.save(state_dict(), path)
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(coatref.MissingDependencyError, match="pip install 'coatref"):
-        coatref.load(path, MICRO)
+    assert same(coatref.load(path, MICRO), PARAMS)
