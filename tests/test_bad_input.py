@@ -388,7 +388,7 @@ def entries(name: str) -> int:
     """How many depths a named spec takes."""
     if name.startswith(("timm/", "kecam/")):
         return 5 if name in ("kecam/CoAtNet6", "kecam/CoAtNet7") else 4
-    return {"vit-rel": 1, "coatnet_6": 6, "coatnet_7": 6}.get(name.partition("/")[0], 5)
+    return {"vit-rel": 1, "coatnet_6": 6, "coatnet_7": 6}.get(name.removeprefix("google/").partition("/")[0], 5)
 
 
 @pytest.mark.parametrize("name", coatref.specs())

@@ -23,6 +23,9 @@ GROUPS = {
     "ablations": "Ablations and other readings",
     "timm": "timm's models",
     "kecam": "Models of keras_cv_attention_models",
+    "google": "The paper's networks of Google's own blocks",
+    "chinhsuanwu": "Models of chinhsuanwu/coatnet-pytorch",
+    "hw666": "Models of hw666666666666/CoAtNet (MindSpore)",
 }
 
 

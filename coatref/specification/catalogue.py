@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import difflib
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from coatref.errors import InputError, UnknownSpecError
-from coatref.specification import kecam, paper, timm
+from coatref.specification import chinhsuanwu, google, hw666, kecam, paper, timm
 from coatref.specification.fields import LONGEST_TEXT
 from coatref.specification.spec import Spec
 
 
 def specs() -> tuple[str, ...]:
-    """Names of all known specs: the paper's, its layouts and ablations, then "timm/..." and "kecam/..."."""
-    return (*paper.names(), *timm.names(), *kecam.names())
+    """Names of all known specs: the paper's, its layouts and ablations, then "timm/..." and those of other projects."""
+    return (*paper.names(), *timm.names(), *kecam.names(), *google.names(), *chinhsuanwu.names(), *hw666.names())
 
 
 def spec(
@@ -32,8 +32,8 @@ def spec(
         name: one of `specs()`.
         image_size: height and width in pixels (one number for a square) that the relative-bias tables are made for.
         classes: of the head.
-        depths: number of blocks: for the paper's specs of S0 (its convolutions), S1, S2, ...; of S1 to S4 for timm's
-            and kecam's (whose CoAtNet6 and 7 have two runs in S3, so five).
+        depths: number of blocks: for the paper's specs of S0 (its convolutions), S1, S2, ..., as for google's,
+            chinhsuanwu's and hw666's; of S1 to S4 for timm's and kecam's (whose CoAtNet6 and 7 have two runs in S3, so five).
         widths: channels of the same.
 
     Returns:
@@ -82,7 +82,14 @@ def _build(
     name: str, depths: tuple[int, ...] | None, widths: tuple[int, ...] | None, size: tuple[tuple[str, Any], ...]
 ) -> Spec:
     dialect, _, _ = name.partition("/")
-    build = {"timm": timm.build, "kecam": kecam.build}.get(dialect, paper.build)
+    builders: dict[str, Callable[..., Spec]] = {
+        "timm": timm.build,
+        "kecam": kecam.build,
+        "google": google.build,
+        "chinhsuanwu": chinhsuanwu.build,
+        "hw666": hw666.build,
+    }
+    build: Callable[..., Spec] = builders.get(dialect, paper.build)
     return build(name, depths, widths, **dict(size))
 
 

@@ -8,7 +8,7 @@ from coatref.params import tensor_tree
 from coatref.specification import catalogue
 from coatref.specification.spec import Spec
 from coatref.tree import flatten
-from coatref.weights import chinhsuanwu, hw666, kecam, timm
+from coatref.weights import chinhsuanwu, google, hw666, kecam, timm
 from coatref.weights.dialect import Dialect, Measured
 from coatref.weights.places import Place, Shape, same
 
@@ -46,6 +46,7 @@ DIALECTS: dict[str, Dialect] = {
         OWN,
         timm.DIALECT,
         kecam.DIALECT,
+        google.DIALECT,
         chinhsuanwu.DIALECT,
         hw666.DIALECT,
     )

@@ -4,8 +4,9 @@ Every layout met so far is our array with its axes split, put into another order
 
     theirs = ours.reshape(split).transpose(order).reshape(whole)
 
-and a fused q|k|v is three of these, stacked along a new axis before the last step. So a table needs no code of its own to
-be read forwards and backwards, and export is the inverse of import by construction.
+with axes turned round behind it where offsets are counted the other way, and a fused q|k|v is three of these, stacked along
+a new axis before the last step. So a table needs no code of its own to be read forwards and backwards, and export is the
+inverse of import by construction.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ class Layout(NamedTuple):
     split: Shape
     order: tuple[int, ...]
     whole: Shape
+    flipped: tuple[int, ...] = ()  # axes of `whole` that run backwards there
 
 
 class Place(NamedTuple):
@@ -122,7 +124,8 @@ def expected(places: Iterable[Place]) -> dict[str, Shape]:
 def arranged(place: Place, array: np.ndarray) -> np.ndarray:
     """Ours in their layout: a view where that can be."""
     layout = place.layout
-    return array.reshape(layout.split).transpose(layout.order).reshape(layout.whole)
+    array = array.reshape(layout.split).transpose(layout.order).reshape(layout.whole)
+    return np.flip(array, layout.flipped) if layout.flipped else array
 
 
 def to_ours(place: Place, array: np.ndarray) -> np.ndarray:
@@ -132,6 +135,8 @@ def to_ours(place: Place, array: np.ndarray) -> np.ndarray:
         parts = list(layout.whole)
         parts.insert(place.stacked, 3)
         array = np.take(array.reshape(parts), place.part, axis=place.stacked)
+    if layout.flipped:
+        array = np.flip(array, layout.flipped)
     transposed = tuple(layout.split[axis] for axis in layout.order)
     return array.reshape(transposed).transpose(np.argsort(layout.order)).reshape(place.shape)
 
@@ -190,4 +195,3 @@ def fused_in_blocks(layout: Layout, axis: int, part: int) -> dict[str, Any]:
     fused = list(layout.whole)
     fused[axis] *= 3
     return {"layout": layout, "part": part, "stacked": axis % len(fused), "fused": tuple(fused)}
-
