@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import contextlib
 import io
 import itertools
 import json
@@ -13,7 +12,6 @@ import signal
 import stat
 import struct
 import threading
-import tracemalloc
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -27,7 +25,8 @@ import safetensors
 import safetensors.numpy
 import safetensors.torch
 import torch
-from hypothesis import HealthCheck, given, settings
+from hostile_files import MEGABYTES, QUICK, SECONDS, damages, memory_limit, refused, time_limit
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import coatref
@@ -37,6 +36,7 @@ from coatref.specification import Attention, ConvNeXt, ConvStem, MBConv, Norm, S
 from coatref.specification.fields import LARGEST_JSON, LONGEST_TUPLE
 from coatref.specification.parts import LayerScale
 from coatref.tree import flatten
+from coatref.weights import write
 from coatref.weights.files import LARGEST_HEADER, Stored, open_file
 from coatref.weights.own_file import SPEC_KEY, VERSION_KEY, spec_of
 from coatref.weights.timm import expected as timm_shapes
@@ -71,8 +71,6 @@ SPECS = [
     timm_spec("timm/coatnext_nano_rw_224"),
 ]
 PARAMS = coatref.init(MICRO, scheme="distinct")
-QUICK = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-SECONDS, MEGABYTES = 2.0, 64  # what the worst file may take
 
 
 def same(first: coatref.Params, second: coatref.Params) -> bool:
@@ -97,47 +95,6 @@ def any_bits(spec: Spec, dtype: str, seed: int) -> coatref.Params:
             for name, shape in shapes.items()
         }
     )
-
-
-def refused(call: Callable[[], Any], error: type[CoatrefError], *parts: str) -> str:
-    """The message of the error that a call must raise, with these parts in it."""
-    with pytest.raises(error) as caught:
-        call()
-    message = str(caught.value)
-    assert type(caught.value) is error, type(caught.value)
-    for part in parts:
-        assert part in message, f"{part!r} is not in: {message}"
-    assert 30 < len(message) < 2000
-    assert message.endswith("."), message
-    return message
-
-
-@contextlib.contextmanager
-def time_limit(seconds: float, timer: int = signal.ITIMER_VIRTUAL) -> Iterator[None]:
-    """Break off what takes longer: by default in time of this process, which other processes do not change."""
-
-    def stop(*_: Any) -> None:
-        raise TimeoutError(f"it took more than {seconds} seconds")
-
-    name = {signal.ITIMER_VIRTUAL: signal.SIGVTALRM, signal.ITIMER_REAL: signal.SIGALRM}[timer]
-    before = signal.signal(name, stop)
-    signal.setitimer(timer, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(timer, 0)
-        signal.signal(name, before)
-
-
-@contextlib.contextmanager
-def memory_limit(megabytes: float) -> Iterator[None]:
-    """Fail if more memory than that was allocated within."""
-    tracemalloc.start()
-    try:
-        yield
-        assert tracemalloc.get_traced_memory()[1] < megabytes * 2**20
-    finally:
-        tracemalloc.stop()
 
 
 @pytest.fixture
@@ -376,7 +333,7 @@ def test_save_takes_only_endings_that_load_knows(tmp_path: Path, name: str) -> N
 
 
 @pytest.mark.parametrize("error", [OSError("No space left on device"), KeyboardInterrupt(), MemoryError()], ids=repr)
-@pytest.mark.parametrize("at", ["writing", "moving"])
+@pytest.mark.parametrize("at", ["writing", "syncing", "moving"])
 def test_a_failure_leaves_the_old_file_and_nothing_else(
     path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, at: str
 ) -> None:
@@ -384,10 +341,14 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(
     before, other = path.read_bytes(), coatref.init(MICRO, 7)
     written: list[str] = []
 
-    def fail(arrays: Any, filename: Any, metadata: Any = None) -> None:
-        Path(filename).write_bytes(b"half a file")
-        written.append(Path(filename).name)
+    def fail(file: Any, array: np.ndarray) -> None:
+        file.write(b"half a file")
+        written.append(Path(file.name).name)
         assert not path.exists() or path.read_bytes() == before
+        raise error
+
+    def fail_to_sync(handle: int) -> None:
+        written.append("synced")
         raise error
 
     def fail_to_move(source: Any, target: Any) -> None:
@@ -395,7 +356,9 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(
         raise error
 
     if at == "writing":
-        monkeypatch.setattr(safetensors.numpy, "save_file", fail)
+        monkeypatch.setattr(write, "write_bytes", fail)
+    elif at == "syncing":
+        monkeypatch.setattr(os, "fsync", fail_to_sync)
     else:
         monkeypatch.setattr(os, "replace", fail_to_move)
     with pytest.raises(type(error)):
@@ -411,16 +374,6 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(
     coatref.save(other, path)
     assert same(coatref.load(path), other)
     assert os.listdir(path.parent) == [path.name]
-
-
-def test_a_failure_that_safetensors_reports_is_an_os_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: Any, **__: Any) -> None:
-        raise safetensors.SafetensorError("I/O error: No space left on device")
-
-    monkeypatch.setattr(safetensors.numpy, "save_file", fail)
-    with pytest.raises(OSError, match=r"model\.safetensors.*No space left"):
-        coatref.save(PARAMS, path)
-    assert os.listdir(path.parent) == []
 
 
 def test_folders_that_cannot_be_written_to(tmp_path: Path) -> None:
@@ -598,25 +551,6 @@ def test_a_file_with_something_behind_it(path: Path, whole: bytes) -> None:
     for more in (b"\0", b"\0" * 4, whole):
         path.write_bytes(whole + more)
         refused(lambda: coatref.load(path), FileFormatError, f"{len(whole + more)} bytes")
-
-
-@st.composite
-def damages(draw: st.DrawFn) -> Callable[[bytes], bytes]:
-    """Something that can happen to a file: bytes changed, lost, added or moved, mostly in its header."""
-    kind = draw(st.sampled_from(["flip", "flip", "lose", "add", "repeat"]))
-    place = draw(st.one_of(st.floats(0, 1), st.floats(0, 0.01)))
-    length, value = draw(st.integers(1, 40)), draw(st.binary(min_size=1, max_size=8))
-
-    def damaged(content: bytes) -> bytes:
-        at = int(place * (len(content) - 1))
-        if kind == "flip":
-            changed = bytes(a ^ b for a, b in zip(content[at:], value, strict=False))
-            return content[:at] + changed + content[at + len(changed) :]
-        if kind == "lose":
-            return content[:at] + content[at + length :]
-        return content[:at] + (value if kind == "add" else content[at : at + length]) + content[at:]
-
-    return damaged
 
 
 def taken_or_refused(path: Path, spec: Spec | None = None) -> None:

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import os
-import secrets
-import stat
-from pathlib import Path
-
-import numpy as np
 
 from coatref.errors import CoatrefError, FileFormatError, InputError
 from coatref.params import Params
 from coatref.specification.spec import Spec
 from coatref.weights.files import on_host, path_of
+from coatref.weights.write import write_tensors
 
 SPEC_KEY = "coatref.spec"
 VERSION_KEY = "coatref.format"
@@ -30,9 +26,6 @@ def save(params: Params, path: str | os.PathLike[str]) -> None:
         WeightsError: an array is not floating, or has no values.
         OSError: the file cannot be written.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
-
     if not isinstance(params, Params):
         raise InputError(f"save takes coatref Params, got {type(params).__name__}.")
     target = path_of(path)
@@ -40,30 +33,8 @@ def save(params: Params, path: str | os.PathLike[str]) -> None:
         raise InputError(
             f"{target} ends in {target.suffix!r}; save writes a .safetensors file, which load knows by that."
         )
-    target = Path(os.path.realpath(target))  # so that a link stays one
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"There is no folder {target.parent} to write {target.name} to; make it first.")
-    arrays = {name: np.ascontiguousarray(on_host(name, array)) for name, array in params.flatten().items()}
-    metadata = {VERSION_KEY: VERSION, SPEC_KEY: params.spec.to_json()}
-    temporary = target.with_name(f".coatref-{secrets.token_hex(8)}")
-    try:
-        mode = created(temporary)
-        save_file(arrays, temporary, metadata=metadata)
-        os.chmod(temporary, mode)  # some versions of safetensors make a private file
-        os.replace(temporary, target)
-    except SafetensorError as error:
-        raise OSError(f"{target} cannot be written: {error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def created(path: Path) -> int:
-    """Make an empty new file, and give the permissions that new files get here."""
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-    try:
-        return stat.S_IMODE(os.fstat(handle).st_mode)
-    finally:
-        os.close(handle)
+    arrays = {name: on_host(name, array) for name, array in params.flatten().items()}
+    write_tensors(target, arrays, {VERSION_KEY: VERSION, SPEC_KEY: params.spec.to_json()})
 
 
 def spec_of(metadata: dict[str, str], path: str) -> Spec | None:

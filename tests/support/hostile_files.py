@@ -1,0 +1,78 @@
+"""What tests of readers of files share: refusals, limits, and what can happen to a file."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import tracemalloc
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+
+from coatref.errors import CoatrefError
+
+QUICK = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SECONDS, MEGABYTES = 2.0, 64  # what the worst file may take
+
+
+def refused(call: Callable[[], Any], error: type[CoatrefError], *parts: str) -> str:
+    """The message of the error that a call must raise, with these parts in it."""
+    with pytest.raises(error) as caught:
+        call()
+    message = str(caught.value)
+    assert type(caught.value) is error, type(caught.value)
+    for part in parts:
+        assert part in message, f"{part!r} is not in: {message}"
+    assert 30 < len(message) < 2000
+    assert message.endswith("."), message
+    return message
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float, timer: int = signal.ITIMER_VIRTUAL) -> Iterator[None]:
+    """Break off what takes longer: by default in time of this process, which other processes do not change."""
+
+    def stop(*_: Any) -> None:
+        raise TimeoutError(f"it took more than {seconds} seconds")
+
+    name = {signal.ITIMER_VIRTUAL: signal.SIGVTALRM, signal.ITIMER_REAL: signal.SIGALRM}[timer]
+    before = signal.signal(name, stop)
+    signal.setitimer(timer, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(timer, 0)
+        signal.signal(name, before)
+
+
+@contextlib.contextmanager
+def memory_limit(megabytes: float) -> Iterator[None]:
+    """Fail if more memory than that was allocated within."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < megabytes * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+@st.composite
+def damages(draw: st.DrawFn) -> Callable[[bytes], bytes]:
+    """Something that can happen to a file: bytes changed, lost, added or moved, mostly in its header."""
+    kind = draw(st.sampled_from(["flip", "flip", "lose", "add", "repeat"]))
+    place = draw(st.one_of(st.floats(0, 1), st.floats(0, 0.01)))
+    length, value = draw(st.integers(1, 40)), draw(st.binary(min_size=1, max_size=8))
+
+    def damaged(content: bytes) -> bytes:
+        at = int(place * (len(content) - 1))
+        if kind == "flip":
+            changed = bytes(a ^ b for a, b in zip(content[at:], value, strict=False))
+            return content[:at] + changed + content[at + len(changed) :]
+        if kind == "lose":
+            return content[:at] + content[at + length :]
+        return content[:at] + (value if kind == "add" else content[at : at + length]) + content[at:]
+
+    return damaged
