@@ -1,11 +1,12 @@
 """coatref: the reference definition of CoAtNet (Dai et al. 2021, arXiv 2106.04803), as pure functions.
 
     import coatref
-    params = coatref.load("model.safetensors", spec="timm/coatnet_0_rw_224")
+    params = coatref.load("hf-hub:timm/coatnet_0_rw_224.sw_in1k")
     logits = coatref.forward(params, x)  # x: (N, H, W, 3), any array-API library
 
 `specs` and `spec` give the named networks, `init`, `load` and `convert` their parameters, `forward` and `trace` compute,
-`prepare` makes ready for many forward passes, `save` stores, and `check` judges another implementation. Every error raised on purpose derives from `CoatrefError`.
+`prepare` makes ready for many forward passes, `save` stores and `export` gives them other projects' names, and `check`
+judges another implementation. Every error raised on purpose derives from `CoatrefError`.
 """
 
 import importlib
@@ -32,7 +33,7 @@ from coatref.model import forward, trace
 from coatref.params import Params
 from coatref.prepared import Prepared, prepare
 from coatref.specification import Preprocessing, Spec, spec, specs
-from coatref.weights import convert, load, save
+from coatref.weights import convert, export, load, save
 
 __all__ = [
     "CoatrefError",
@@ -52,6 +53,7 @@ __all__ = [
     "WeightsError",
     "check",
     "convert",
+    "export",
     "forward",
     "init",
     "load",

@@ -10,6 +10,7 @@ from coatref.errors import CoatrefError, InputError, SpecError
 from coatref.params import Params
 from coatref.registry import resolve_dtype, resolve_library
 from coatref.specification.catalogue import resolve, specs
+from coatref.specification.preprocessing import preprocessing_of
 from coatref.specification.spec import Spec
 from coatref.weights.convert import converted, refuse_odd_entries, refuse_unknown_dialect
 from coatref.weights.files import open_file
@@ -77,7 +78,7 @@ def load(
     path, config = located(
         source, revision=revision, cache_dir=cache_dir, token=token, local_files_only=local_files_only
     )
-    with open_file(path) as (tensors, metadata):
+    with open_file(path, ema=ema) as (tensors, metadata):
         refuse_odd_entries(tensors)
         carried = spec_of(metadata, os.fspath(path))
         if carried is not None and given is not None and given != carried:
@@ -110,7 +111,10 @@ def as_configured(
     """
     name, size = said_by(config)
     reading = recognised(tensors, dialect, ema=ema, architecture=name, image_size=size)
-    return reading
+    if config is None or reading.dialect.name != "timm":
+        return reading
+    preprocessing = preprocessing_of(config)
+    return reading if preprocessing is None else reading._replace(spec=reading.spec.replace(preprocessing=preprocessing))
 
 
 def said_by(config: Mapping[str, Any] | None) -> tuple[str | None, tuple[int, int] | None]:

@@ -111,7 +111,9 @@ def closest(tensors: Mapping[str, Any], spec: Spec, ema: bool) -> Reading:
     if own is not None and not isinstance(found := reading(tensors, spec, own, ema), str):
         return found  # whose names are then listed as missing, and these as surplus
     named = ", ".join(sorted(flatten_names(spec))[:3])
-    others = " or ".join(f"a '{name}/...' spec for {each.project}" for name, each in DIALECTS.items() if name != "coatref")
+    others = " or ".join(
+        f"a '{name}/...' spec for {each.project}" for name, each in DIALECTS.items() if name != "coatref"
+    )
     raise InputError(
         f"None of the {len(tensors)} names given (such as {', '.join(map(str, list(tensors)[:3]))}) is one of spec "
         f"{spec.name!r} (such as {named}), under our names or another project's; use {others}."
@@ -146,41 +148,52 @@ def recognised(
     Raises:
         InputError: no named spec fits, or several do; the message tells what would tell them apart.
     """
-    fitting = [
-        found
-        for each in (DIALECTS.values() if dialect is None else (DIALECTS[dialect],))
-        for found in candidates(tensors, each, ema, image_size)
-    ]
-    chosen = [found for found in fitting if found.spec.name == architecture] or fitting
-    if not chosen:
+    looked_in = DIALECTS.values() if dialect is None else (DIALECTS[dialect],)
+    fitting: list[Reading] = []
+    for only in dict.fromkeys((architecture, None)):  # what it says it is first, then any
+        fitting = fitting or [found for each in looked_in for found in candidates(tensors, each, ema, image_size, only)]
+    if not fitting:
         raise InputError(no_fit(tensors, ema))
-    first, *others = chosen
+    first, *others = fitting
     if others:
-        raise InputError(ambiguity([found.spec for found in chosen]))
+        raise InputError(ambiguity([found.spec for found in fitting]))
     return first
 
 
-def candidates(tensors: Mapping[str, Any], dialect: Dialect, ema: bool, image_size: Size | None) -> list[Reading]:
-    """The specs of a dialect that tensors fit exactly: those at their own depths and widths, else at changed ones."""
+def candidates(
+    tensors: Mapping[str, Any], dialect: Dialect, ema: bool, image_size: Size | None, only: str | None = None
+) -> list[Reading]:
+    """The specs of a dialect that tensors fit exactly: those at their own depths and widths, else at changed ones.
+
+    Args:
+        tensors, ema, image_size: as in `recognised`.
+        dialect: whose specs.
+        only: the name of the one spec that is looked at; None: all.
+    """
     try:
         layout, given = dialect.layout_of(tensors), dialect.plain(tensors, ema)
     except InputError:  # the names make no sense in this dialect
         return []
     shapes = {name: tuple(tensors[own].shape) for name, own in given.items()}
     sizes = dialect.sizes(shapes)
-    own: list[Reading] = []
-    changed: list[Reading] = []
     if sizes is None:
         return []
-    for name in dialect.specs():
-        spec = variant(name, sizes)
-        if spec is None:
-            continue
-        found = Reading(spec, dialect, layout, given)
-        fitting = [found._replace(spec=each) for each in at_their_size(found, shapes, image_size)]
-        kept = runs_of(spec) == runs_of(spec_named(name))
-        (own if kept else changed).extend(fitting)
-    return own or changed
+    names = [name for name in dialect.specs() if only in (None, name)]
+    native = [name for name in names if sizes.depths is None or runs_of(spec_named(name)) == sized(sizes)]
+    for some in (native, [name for name in names if name not in native]):
+        found = []
+        for spec in (variant(name, sizes) for name in some):
+            if spec is not None:
+                reading = Reading(spec, dialect, layout, given)
+                found += [reading._replace(spec=each) for each in at_their_size(reading, shapes, image_size)]
+        if found:
+            return found
+    return []
+
+
+def sized(sizes: Measured) -> list[Size]:
+    """Depth and width of every run that was measured."""
+    return list(zip(sizes.depths or (), sizes.widths or (), strict=True))
 
 
 def variant(name: str, sizes: Measured) -> Spec | None:
@@ -285,7 +298,8 @@ def differences(first: Spec, second: Spec) -> list[tuple[str, str, str]]:
     """Fields in which two specs differ: path, value of the first, value of the second; the name is none of them."""
     missing = object()
     sides = [
-        dict(flatten(json.loads(spec.to_json(), object_pairs_hook=lambda pairs: dict(pairs)))) for spec in (first, second)
+        dict(flatten(json.loads(spec.to_json(), object_pairs_hook=lambda pairs: dict(pairs))))
+        for spec in (first, second)
     ]
     found = []
     for path in dict.fromkeys(itertools.chain(*sides)):

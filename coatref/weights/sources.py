@@ -114,7 +114,8 @@ def fetch(repository: str, file: str, **options: Any) -> Path | None:
     except ImportError:
         raise missing("huggingface_hub", "hub", f"Loading {HUB}{repository}") from None
     try:
-        return Path(hf_hub_download(repository, file, **options))
+        endpoint = os.environ.get("HF_ENDPOINT") or None  # huggingface_hub looks at it only when it is imported
+        return Path(hf_hub_download(repository, file, endpoint=endpoint, **options))
     except errors.LocalEntryNotFoundError:
         if options.get("local_files_only") or constants.HF_HUB_OFFLINE:
             return None
@@ -124,8 +125,16 @@ def fetch(repository: str, file: str, **options: Any) -> Path | None:
         ) from None
     except errors.EntryNotFoundError:
         return None
-    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:  # also one that is not open to all
-        raise InputError(f"The hub gives no {file} of {repository}: {first_line(error)}") from None
+    except errors.RepositoryNotFoundError:
+        raise InputError(
+            f"The hub has no repository {repository}, or none that is open to this account; see whether its name is right, "
+            "or pass token=..."
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise InputError(
+            f"The repository {repository} has no revision {options.get('revision')!r:.100}; name one of its branches, tags "
+            "or commits."
+        ) from None
     except errors.HfHubHTTPError as error:
         raise OSError(f"The hub failed to give {file} of {repository}: {first_line(error)}") from None
 
@@ -175,4 +184,3 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise FileFormatError(f"{path} holds a JSON {type(value).__name__} and not an object.")
     return value
-
