@@ -219,19 +219,24 @@ def write_hdf5(path: Path, arrays: Arrays, metadata: Mapping[str, str]) -> None:
     layers: dict[str, list[str]] = {}
     for name in arrays:
         layer, slash, leaf = name.partition("/")
-        if not slash or not all(part.strip(".") and "\0" not in part for part in name.split("/")):
-            raise InputError(f"Weights are written to .h5 files under names LAYER/LEAF, got {name!r:.100}.")
+        if not slash or set(name) & set("\0:") or not all(part.strip(".") for part in name.split("/")):
+            raise InputError(
+                f"Weights are written to .h5 files under names LAYER/LEAF without a colon, got {name!r:.100}."
+            )
         layers.setdefault(layer, []).append(leaf)
-    with h5py.File(path, "w") as file:
-        file.attrs["backend"], file.attrs["keras_version"] = b"tensorflow", KERAS_VERSION.encode()
-        put_names(file.attrs, "layer_names", list(layers))
-        for layer, given in layers.items():
-            leaves = sorted(given, key=lambda leaf: LEAVES.index(leaf) if leaf in LEAVES else -1)
-            group = file.create_group(layer)
-            put_names(group.attrs, "weight_names", [f"{layer}/{leaf}:0" for leaf in leaves])
-            for leaf in leaves:
-                array = arrays[f"{layer}/{leaf}"]
-                group.create_dataset(f"{layer}/{leaf}:0", data=np.asarray(array, array.dtype.newbyteorder("<")))
+    try:
+        with h5py.File(path, "w") as file:
+            file.attrs["backend"], file.attrs["keras_version"] = b"tensorflow", KERAS_VERSION.encode()
+            put_names(file.attrs, "layer_names", list(layers))
+            for layer, given in layers.items():
+                leaves = sorted(given, key=lambda leaf: LEAVES.index(leaf) if leaf in LEAVES else -1)
+                group = file.create_group(layer)
+                put_names(group.attrs, "weight_names", [f"{layer}/{leaf}:0" for leaf in leaves])
+                for leaf in leaves:
+                    array = arrays[f"{layer}/{leaf}"]
+                    group.create_dataset(f"{layer}/{leaf}:0", data=np.asarray(array, array.dtype.newbyteorder("<")))
+    except RuntimeError as error:  # what h5py makes of some failures of the disk
+        raise OSError(f"The file cannot be written: {str(error)[:200]}.") from None
 
 
 def put_names(attributes: Any, name: str, values: list[str]) -> None:

@@ -6,13 +6,16 @@ import contextlib
 import signal
 import tracemalloc
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from coatref.errors import CoatrefError
+from coatref.weights.files import open_file
 
 QUICK = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 SECONDS, MEGABYTES = 2.0, 64  # what the worst file may take
@@ -76,3 +79,46 @@ def damages(draw: st.DrawFn) -> Callable[[bytes], bytes]:
         return content[:at] + (value if kind == "add" else content[at : at + length]) + content[at:]
 
     return damaged
+
+
+def read_all(path: Path, **options: Any) -> dict[str, np.ndarray]:
+    """Every tensor of a file, read."""
+    with open_file(path, **options) as (tensors, _):
+        arrays = {name: tensor.read() for name, tensor in tensors.items()}
+        assert all(array.shape == tensors[name].shape for name, array in arrays.items())
+    return arrays
+
+
+def same_bits(found: dict[str, np.ndarray], right: dict[str, np.ndarray]) -> None:
+    """Compare arrays by name, type, shape and bits; the byte order of a type is no part of it."""
+    assert found.keys() == right.keys()
+    for name, array in right.items():
+        assert found[name].dtype == array.dtype.newbyteorder("="), name
+        assert found[name].shape == array.shape, name
+        assert found[name].tobytes() == array.astype(array.dtype.newbyteorder("=")).tobytes(), name
+
+
+def read_or_refused(path: Path, seconds: float = SECONDS) -> None:
+    """Read a damaged file: it is refused by an error of ours, or what is left of it is read, in little time."""
+    with time_limit(seconds):
+        try:
+            read_all(path)
+        except CoatrefError as error:
+            assert 30 < len(str(error)) < 2000 and str(path.parent) in str(error)
+
+
+DTYPES = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?")
+
+
+@st.composite
+def arrays(draw: st.DrawFn, orders: str = "<>") -> np.ndarray:
+    """An array of any bits, of any type and byte order that files have, of up to four axes, some of no length."""
+    order, code = draw(st.sampled_from(orders)), draw(st.sampled_from(DTYPES))
+    shape = tuple(draw(st.lists(st.integers(0, 4), max_size=4)))
+    seed = draw(st.integers(0, 2**32 - 1))
+    kind = np.dtype(code).newbyteorder(">" if order == ">" else "<")
+    size = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
+    content = np.random.default_rng(seed).bytes(size)
+    if code == "?":
+        content = bytes(value & 1 for value in content)
+    return np.frombuffer(content, kind).reshape(shape)

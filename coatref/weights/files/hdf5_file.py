@@ -76,18 +76,16 @@ def tensors_of(file: BufferedReader, start: int, size: int, known: Mapping[tuple
     found: dict[tuple[str, ...], Stored] = {}
     unpacked = 0
     for path, messages in objects(metadata, root):
-        if unused(path):
-            continue
-        if messages.has(LAYOUT):
+        if messages.has(SYMBOL_TABLE):
+            name = text_attribute(metadata, messages, "name") if path[-1:] == ("vars",) else None
+            if name is not None:
+                layers[path[:-1]] = name
+        elif not path or not messages.has(LAYOUT):
+            raise FileFormatError(f"its object {'/'.join(path)!r:.100} is neither a group nor a dataset")
+        elif not unused(path):
             found[path], needed = dataset(metadata, "/".join(path), messages)
             unpacked += needed
             if len(found) > MOST_TENSORS:
                 raise FileFormatError(f"it has more than {MOST_TENSORS} datasets")
-        elif not messages.has(SYMBOL_TABLE):
-            raise FileFormatError(f"its object {'/'.join(path)!r:.100} is neither a group nor a dataset")
-        elif path[-1:] == ("vars",):
-            name = text_attribute(metadata, messages, "name")
-            if name is not None:
-                layers[path[:-1]] = name
     refuse_bomb(unpacked, metadata.size)
     return plain_names(found, layers)

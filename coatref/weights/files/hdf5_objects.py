@@ -25,6 +25,7 @@ LARGEST_METADATA = 64 * 2**20  # bytes, everything but the numbers; a file of th
 DATASPACE, DATATYPE, LINK_INFO, LINK, EXTERNAL, LAYOUT, FILTERS, ATTRIBUTE, CONTINUATION, SYMBOL_TABLE = (
     *(0x01, 0x03, 0x02, 0x06, 0x07, 0x08, 0x0B, 0x0C, 0x10, 0x11),
 )
+A_LINK = "it has a link, which may lead anywhere; copy what it leads to into the file itself"
 SHARED = 0x02  # flag of a message that stands elsewhere
 
 
@@ -186,6 +187,10 @@ def objects(metadata: Metadata, root: int) -> Iterator[tuple[tuple[str, ...], Me
     while todo:
         path, address = todo.pop()
         found = messages(metadata, address)
+        if any(number(content, 1, 1) & 8 and number(content, 2, 1) for kind, content in found.pairs if kind == LINK):
+            raise FileFormatError(A_LINK)
+        if found.has(LINK_INFO) or found.has(LINK):
+            raise later("groups that are no symbol tables")
         yield path, found
         if found.has(SYMBOL_TABLE):
             for name, place in members(metadata, found.one(SYMBOL_TABLE)):
@@ -193,8 +198,6 @@ def objects(metadata: Metadata, root: int) -> Iterator[tuple[tuple[str, ...], Me
                 if len(path) == DEEPEST or seen > 4 * MOST_TENSORS:
                     raise FileFormatError(f"it has more than {4 * MOST_TENSORS} objects, or groups {DEEPEST} deep")
                 todo.append(((*path, name), place))
-        elif found.has(LINK_INFO) or found.has(LINK):
-            raise later("groups that are no symbol tables")
 
 
 def members(metadata: Metadata, table: bytes) -> Iterator[tuple[str, int]]:
@@ -217,7 +220,7 @@ def members(metadata: Metadata, table: bytes) -> Iterator[tuple[str, int]]:
         entries = metadata.take(node + 8, 40 * count)
         for at in range(0, 40 * count, 40):
             if number(entries, at + 16, 4) not in (0, 1):
-                raise FileFormatError("it has a link, which may lead anywhere; weights are kept in the file itself")
+                raise FileFormatError(A_LINK)
             yield name_at(names, number(entries, at, 8)), number(entries, at + 8, 8)
 
 

@@ -24,7 +24,7 @@ from coatref.weights.files.stored import Stored, Tensors
 Path = tuple[str, ...]
 Shape = tuple[int, ...]
 
-OPTIMIZER = ("optimizer", "optimizer_weights")  # groups of its state
+OPTIMIZER, OPTIMIZER_WEIGHTS = "optimizer", "optimizer_weights"  # groups of its state, in Keras 3 and 2
 SEED = "seed_generator"  # a part of a dropout layer, whose only variable is the state of a generator
 LAYERS = ("layers", "_layer_checkpoint_dependencies")  # groups of layers by their classes
 
@@ -51,8 +51,15 @@ WITHOUT_BIAS: dict[tuple[str, ...], tuple[str, ...]] = {
 
 
 def unused(path: Path) -> bool:
-    """Whether what is at a path is no weight: the optimizer's state, or that of a generator of random numbers."""
-    return path[:1] in ((OPTIMIZER[0],), (OPTIMIZER[1],)) or any(part.startswith(SEED) for part in path)
+    """Whether a dataset is no weight: a part of the optimizer's state, or the state of a generator of random numbers."""
+    if is_numbered(path):
+        return path[0] == OPTIMIZER or (len(path) > 2 and path[-3].startswith(SEED))
+    return path[:1] == (OPTIMIZER_WEIGHTS,)
+
+
+def is_numbered(path: Path) -> bool:
+    """Whether the path of a dataset is one of Keras 3, .../vars/NUMBER."""
+    return path[-2:-1] == ("vars",) and path[-1].isdecimal() and path[-1].isascii() and len(path[-1]) < 5
 
 
 def plain_names(found: Mapping[Path, Stored], layers: Mapping[Path, str]) -> Tensors:
@@ -68,7 +75,7 @@ def plain_names(found: Mapping[Path, Stored], layers: Mapping[Path, str]) -> Ten
     numbered: dict[Path, dict[int, Stored]] = {}
     named: dict[str, Stored] = {}
     for path, tensor in found.items():
-        if path[-2:-1] == ("vars",) and path[-1].isdecimal() and path[-1].isascii() and len(path[-1]) < 5:
+        if is_numbered(path):
             numbered.setdefault(path[:-2], {})[int(path[-1])] = tensor
         else:
             add(named, keras_2_name(path), tensor)
