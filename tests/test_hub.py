@@ -152,8 +152,8 @@ def test_a_revision_a_token_and_what_is_cached(
     with pytest.raises(coatref.InputError, match="me/mine has none of model.safetensors"):
         coatref.load("hf-hub:me/mine", spec, **cache)
     hub.asked.clear()
-    for source, options in (("hf-hub:me/mine@v2", {}), ("hf-hub:me/mine", {"revision": "v2"})):
-        found = coatref.load(source, spec, token="hf_secret", **options, **cache)
+    for source, revision in (("hf-hub:me/mine@v2", None), ("hf-hub:me/mine", "v2")):
+        found = coatref.load(source, spec, token="hf_secret", revision=revision, **cache)
         assert np.array_equal(found["head"]["classifier"]["w"], params["head"]["classifier"]["w"])
     files = [entry for entry in hub.asked if "/resolve/" in entry[1]]
     assert {entry[2] for entry in files} == {"Bearer hf_secret"}
@@ -178,7 +178,7 @@ def test_a_revision_a_token_and_what_is_cached(
 )
 def test_what_the_hub_does_not_have(hub: hub_server.Hub, cache: dict[str, Any], source: str, message: str) -> None:
     hub.add("me/mine", "config.json", b"{}")
-    options = {"revision": "v3"} if message.endswith("another") else {}
+    options: dict[str, Any] = {"revision": "v3"} if message.endswith("another") else {}
     with pytest.raises(coatref.InputError, match=message):
         coatref.load(source, **options, **cache)
 

@@ -154,10 +154,12 @@ def recognised(
         fitting = fitting or [found for each in looked_in for found in candidates(tensors, each, ema, image_size, only)]
     if not fitting:
         raise InputError(no_fit(tensors, ema))
-    first, *others = fitting
-    if others:
-        raise InputError(ambiguity([found.spec for found in fitting]))
-    return first
+    apart = {
+        found.spec.replace(name="any"): found for found in reversed(fitting)
+    }  # equal but for their names: the first
+    if len(apart) > 1:
+        raise InputError(ambiguity([found.spec for found in reversed(apart.values())]))
+    return fitting[0]
 
 
 def candidates(
@@ -179,7 +181,7 @@ def candidates(
     if sizes is None:
         return []
     names = [name for name in dialect.specs() if only in (None, name)]
-    native = [name for name in names if sizes.depths is None or runs_of(spec_named(name)) == sized(sizes)]
+    native = [name for name in names if sizes.depths is None or is_native(name, sizes)]
     for some in (native, [name for name in names if name not in native]):
         found = []
         for spec in (variant(name, sizes) for name in some):
@@ -191,9 +193,11 @@ def candidates(
     return []
 
 
-def sized(sizes: Measured) -> list[Size]:
-    """Depth and width of every run that was measured."""
-    return list(zip(sizes.depths or (), sizes.widths or (), strict=True))
+def is_native(name: str, sizes: Measured) -> bool:
+    """Whether a named spec has the depths and widths that were measured; some dialects measure the stem before them."""
+    runs = runs_of(spec_named(name))
+    found = list(zip(sizes.depths or (), sizes.widths or (), strict=True))
+    return found[len(found) - len(runs) :] == runs
 
 
 def variant(name: str, sizes: Measured) -> Spec | None:

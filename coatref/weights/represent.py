@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -13,13 +15,14 @@ from coatref.errors import CoatrefError, WeightsError
 from coatref.params import Params, from_flat, tensor_tree
 from coatref.registry import sealed
 from coatref.specification.catalogue import spec as spec_named
+from coatref.specification.parts import ConvStem
 from coatref.specification.spec import Spec
 from coatref.tree import flatten
 from coatref.weights.dialects import DIALECTS
 from coatref.weights.export import dialect_named
 from coatref.weights.files import on_host
 
-SHOWN = 6  # conventions named in a message
+SHOWN = 12  # conventions named in a message
 
 # Fields that change no output: what a checkpoint is called, was published with or started from, and how tables would be
 # resized.
@@ -86,45 +89,50 @@ def represented(params: Params, dialect: str) -> Params:
             f"{len(params.spec.stages)} stages of these kinds, depths and widths."
         )
     spec, found = nearest
-    more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+    kinds = list(dict.fromkeys(str(obstacle._replace(path=unnumbered(obstacle.path))) for obstacle in found))
+    more = f" and {len(kinds) - SHOWN} more" if len(kinds) > SHOWN else ""
     raise WeightsError(
         f"Spec {params.spec.name!r} cannot be represented in the dialect {dialect!r}; in the way, as compared with the "
-        f"nearest, {spec.name!r}: {'; '.join(map(str, found[:SHOWN]))}{more}."
+        f"nearest, {spec.name!r}: {'; '.join(kinds[:SHOWN])}{more}."
     )
+
+
+def unnumbered(path: str) -> str:
+    """A path in the spec without the numbers of stage and run, so that what is the same in all of them is said once."""
+    return path if path.startswith("tensor ") else re.sub(r"\.\d+(?=\.|$)", "", path)
 
 
 def candidates(spec: Spec, dialect: str) -> Iterator[Spec]:
     """The specs of a dialect at the image size, depths, widths and classes of another spec."""
-    runs = [run for stage in spec.stages for run in stage]
+    runs = [(run.depth, run.width) for stage in spec.stages for run in stage]
+    stem = [(len(spec.stem.widths), spec.stem.width)] if isinstance(spec.stem, ConvStem) else []
     for name in DIALECTS[dialect].specs():
-        try:
-            found = spec_named(
-                name,
-                image_size=spec.image_size,
-                classes=spec.head.classes,
-                depths=tuple(run.depth for run in runs),
-                widths=tuple(run.width for run in runs),
-            )
-        except CoatrefError:  # another number of runs, or sizes that have no meaning there
-            continue
-        yield found
+        for sizes in (runs, stem + runs):  # some take the stem's too
+            depths, widths = zip(*sizes, strict=True)
+            with contextlib.suppress(CoatrefError):  # another number of runs, or sizes that have no meaning there
+                yield spec_named(
+                    name, image_size=spec.image_size, classes=spec.head.classes, depths=depths, widths=widths
+                )
+                break
 
 
 def obstacles(params: Params, target: Spec) -> list[Obstacle]:
     """What keeps parameters from being those of another spec."""
     ours, theirs = plain(params.spec), plain(target)
-    found = []
+    found, sizes = [], []
     for path in dict.fromkeys([*ours, *theirs]):
         names = path.split(".")
-        if any(name in SILENT or name in SIZES for name in names) or is_bias(names) or "layer_scale" in names:
-            continue
         pair = ours.get(path), theirs.get(path)
-        if pair[0] == pair[1] or names[-1] == "orientation":
+        if pair[0] == pair[1] or any(name in SILENT for name in names) or is_bias(names) or "layer_scale" in names:
             continue
-        if names[-1] == "scale_site" and set(pair) <= set(SCALE_SITES):
+        if names[-1] == "orientation" or (names[-1] == "scale_site" and set(pair) <= set(SCALE_SITES)):
             continue
-        found.append(Obstacle(path, *pair))
-    return found + tensor_obstacles(params, target)
+        (sizes if names[-1] in SIZES else found).append(Obstacle(path, *pair))
+    tensors = tensor_obstacles(params, target)
+    misshapen = [obstacle for obstacle in tensors if None not in (obstacle.ours, obstacle.theirs)]
+    if misshapen and sizes:  # the fields say why
+        return found + sizes + [obstacle for obstacle in tensors if obstacle not in misshapen]
+    return found + tensors
 
 
 def plain(spec: Spec) -> dict[str, Any]:
