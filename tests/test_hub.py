@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -42,6 +43,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[hub_server.
     with hub_server.running(tmp_path / "hub") as running:
         monkeypatch.setenv("HF_ENDPOINT", running.address)
         yield running
+    for folder in tmp_path.iterdir():  # 40 GB in all at full size
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture
@@ -87,21 +90,25 @@ def compare(
     repository = f"timm/{name}.random"
     model.pretrained_cfg["input_size"] = (3, *spec.image_size)
     published(timm, hub, model, repository)
+    x = images(6, 1, spec.channels, *spec.image_size)
+    theirs = logits(model, x)
     params = coatref.load(f"hf-hub:{repository}", **cache)
     assert params.spec == spec
-    x = images(6, 1, spec.channels, *spec.image_size)
-    assert_same(coatref.forward(params, x.permute(0, 2, 3, 1).numpy()), logits(model, x))
+    assert_same(coatref.forward(params, x.permute(0, 2, 3, 1).numpy()), theirs)
+    del params
 
     wide = timm.create_model(name, pretrained=False, **options | {"img_size": larger}).double().eval()
-    state = timm.models.maxxvit.checkpoint_filter_fn(model.state_dict(), wide)
-    wide.load_state_dict(state, strict=True)
+    wide.load_state_dict(timm.models.maxxvit.checkpoint_filter_fn(model.state_dict(), wide), strict=True)
+    del model
     for module in wide.modules():
         if hasattr(module, "rel_coords_log"):
             module.rel_coords_log.copy_(log_coordinates(*module.window_size))
+    x = images(7, 1, spec.channels, larger, larger)
+    theirs = logits(wide, x)
+    del wide
     resized = coatref.load(f"hf-hub:{repository}", image_size=larger, resize="timm", **cache)
     assert resized.spec == spec.replace(image_size=(larger, larger))
-    x = images(7, 1, spec.channels, larger, larger)
-    assert_same(coatref.forward(resized, x.permute(0, 2, 3, 1).numpy()), logits(wide, x))
+    assert_same(coatref.forward(resized, x.permute(0, 2, 3, 1).numpy()), theirs)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -119,7 +119,8 @@ def candidates(spec: Spec, dialect: str) -> Iterator[Spec]:
 def obstacles(params: Params, target: Spec) -> list[Obstacle]:
     """What keeps parameters from being those of another spec."""
     ours, theirs = plain(params.spec), plain(target)
-    found, sizes = [], []
+    found: list[Obstacle] = []
+    sizes: list[Obstacle] = []
     for path in dict.fromkeys([*ours, *theirs]):
         names = path.split(".")
         pair = ours.get(path), theirs.get(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import shutil
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -60,14 +61,16 @@ def running(root: Path) -> Iterator[Hub]:
             found = root / repository / revision / file
             if not found.is_file():
                 return self.refuse("EntryNotFound", repository, revision)
-            content = found.read_bytes()
+            facts = found.stat()
+            mark = hashlib.sha256(f"{path} {facts.st_size} {facts.st_mtime_ns}".encode()).hexdigest()
             self.send_response(200)
             self.say(repository, revision)
-            self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
-            self.send_header("Content-Length", str(len(content)))
+            self.send_header("ETag", f'"{mark}"')
+            self.send_header("Content-Length", str(facts.st_size))
             self.end_headers()
             if body:
-                self.wfile.write(content)
+                with found.open("rb") as file:
+                    shutil.copyfileobj(file, self.wfile)
 
         def say(self, repository: str, revision: str) -> None:
             self.send_header("X-Repo-Commit", hashlib.sha1(f"{repository}@{revision}".encode()).hexdigest())
