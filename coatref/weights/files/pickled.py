@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from coatref.errors import FileFormatError
 
-MOST_INSTRUCTIONS = 10**6  # a tensor takes about 50
+MOST_INSTRUCTIONS = 500_000  # a tensor takes about 50, and a CoAtNet-7 with its optimizer has about 6000
 
 STORAGES = {  # torch's classes of storages -> safetensors' names of their types
     "HalfStorage": "F16",
@@ -124,13 +124,18 @@ USED: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_tensor_v3": rebuilt_of_type,
 }
 UNUSED = (  # what stands beside tensors in checkpoints of training, and has no code that would have to run
+    "_codecs.encode",  # as which Python 2's protocol has bytes
     "argparse.Namespace",
     "builtins.bytearray",
     "builtins.complex",
     "builtins.set",
     "collections.Counter",
     "collections.defaultdict",
+    "pathlib.PosixPath",
+    "pathlib.WindowsPath",
     "torch.device",
+    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
+    *("numpy.dtype", "numpy.ndarray"),
 )
 STORAGE = "torch.storage.UntypedStorage"
 

@@ -176,7 +176,7 @@ def stored(file: BufferedReader, name: str, tensor: Tensor, places: Places, orde
         raise FileFormatError(f"the storage of tensor {name!r:.100} is not in it, or has another size")
     if not is_shape(shape) or len(strides) != len(shape):
         raise FileFormatError(f"tensor {name!r:.100} has no shape, or not a stride for each axis")
-    if tensor.offset + span(tensor) > count:
+    if span(tensor) and tensor.offset + span(tensor) > count:
         raise FileFormatError(f"tensor {name!r:.100} goes beyond its storage of {count} numbers")
     fetch = functools.partial(fetched, file, name, tensor, begin + tensor.offset * width, order)
     return Stored(name, tensor.dtype, shape, fetch)
