@@ -366,11 +366,9 @@ def test_a_hostile_pickle(path: Path, what: str) -> None:
             refused(lambda: read_all(path), FileFormatError, str(path), part if content[:2] == b"PK" else "")
 
 
-@pytest.mark.parametrize("code", [b"N0", b"]", b"}", b"(", b"ctorch\nfloat32\n"])
+@pytest.mark.parametrize("code", [b"N0", b"("])
 def test_a_pickle_of_many_instructions(path: Path, code: bytes) -> None:
-    path.write_bytes(
-        pickled(code * (MOST_INSTRUCTIONS // len(code) + 1) if code != b"N0" else code * MOST_INSTRUCTIONS)
-    )
+    path.write_bytes(pickled(code * (MOST_INSTRUCTIONS // len(code) + 1)))
     with time_limit(2 * SECONDS):
         refused(lambda: read_all(path), FileFormatError, str(path))
 
