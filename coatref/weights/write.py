@@ -8,10 +8,10 @@ behind, but that a process that is killed (SIGKILL) or loses its power leaves a 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import secrets
-import stat
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -20,17 +20,14 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from coatref.errors import InputError, WeightsError
-from coatref.registry import missing
 from coatref.weights.files import path_of
 from coatref.weights.files.limits import LONGEST_NAME
 from coatref.weights.files.stored import DTYPES
+from coatref.weights.write_hdf5 import write_hdf5
 
 Arrays = Mapping[str, np.ndarray]
 
 NAMES = {np.dtype(code).name: name for name, code in DTYPES.items() if name != "BF16"} | {"bfloat16": "BF16"}
-LARGEST_ATTRIBUTE = 64512  # bytes, as Keras divides its attributes; HDF5 has room for 64 kB
-LEAVES = ("bias", "beta", "moving_mean", "moving_variance")  # in the order of a layer's weights, behind kernel or gamma
-KERAS_VERSION = "2.15.0"  # the last of the versions that write files of this layout by default
 
 
 def write_tensors(path: str | os.PathLike[str], arrays: Arrays, metadata: Mapping[str, str] | None = None) -> None:
@@ -44,32 +41,32 @@ def write_tensors(path: str | os.PathLike[str], arrays: Arrays, metadata: Mappin
     Args:
         path: of the file, which is replaced as a whole; a link stays one. Its permissions are those of any new file.
         arrays: by name; of bool, integer or floating types of at most 64 bits; bfloat16 (of ml_dtypes) only to
-            `.safetensors`. Bytes are written in C order, little-endian.
+            `.safetensors`, bool not to `.h5`. Bytes are written in C order, little-endian.
         metadata: texts for the header of a `.safetensors` file; the other formats have no place for them.
 
     Raises:
         InputError: the ending is none of these, a name cannot be written so, or there is metadata and no place for it.
         WeightsError: an array is of another type.
         OSError: the file cannot be written.
-        MissingDependencyError: the format needs h5py, which is not installed.
     """
     target = path_of(path)
-    writers: dict[str, Callable[[Path, Arrays, Mapping[str, str]], None]] = {
-        ".safetensors": write_safetensors,
+    writers: dict[str, Callable[[BinaryIO, Arrays], None]] = {
+        ".safetensors": functools.partial(write_safetensors, metadata=metadata or {}),
         ".npz": write_npz,
-        ".h5": write_hdf5,
+        ".h5": functools.partial(write_hdf5, put=write_bytes),
     }
-    write = writers.get(target.suffix.lower())
-    if write is None:
+    without = {".npz": {"bfloat16"}, ".h5": {"bfloat16", "bool"}}  # types that a format has no place for
+    ending = target.suffix.lower()
+    if ending not in writers:
         raise InputError(f"{target} ends in {target.suffix!r}; weights are written to {', '.join(writers)} files.")
-    if metadata and write is not write_safetensors:
+    if metadata and ending != ".safetensors":
         raise InputError(
             f"{target} has no place for metadata ({', '.join(metadata)[:100]}); write a .safetensors file."
         )
     refuse_names(arrays)
-    refuse_types(arrays, bfloat16=write is write_safetensors)
-    with replaced(target) as temporary:
-        write(temporary, arrays, metadata or {})
+    refuse_types(arrays, set(NAMES) - without.get(ending, set()))
+    with replaced(target) as file:
+        writers[ending](file, arrays)
 
 
 def refuse_names(arrays: Arrays) -> None:
@@ -100,13 +97,12 @@ def encodable(name: str) -> bool:
     return True
 
 
-def refuse_types(arrays: Arrays, *, bfloat16: bool) -> None:
+def refuse_types(arrays: Arrays, known: set[str]) -> None:
     """Refuse arrays of types that cannot be written.
 
     Raises:
         WeightsError: lists them.
     """
-    known = set(NAMES) if bfloat16 else set(NAMES) - {"bfloat16"}
     odd = [f"{name:.100} ({array.dtype})" for name, array in arrays.items() if array.dtype.name not in known]
     if odd:
         raise WeightsError(
@@ -116,7 +112,7 @@ def refuse_types(arrays: Arrays, *, bfloat16: bool) -> None:
 
 
 @contextlib.contextmanager
-def replaced(path: Path) -> Iterator[Path]:
+def replaced(path: Path) -> Iterator[BinaryIO]:
     """A new empty file to write to, which takes the place of another when all went well and is removed when not.
 
     Raises:
@@ -127,40 +123,22 @@ def replaced(path: Path) -> Iterator[Path]:
         raise FileNotFoundError(f"There is no folder {target.parent} to write {target.name} to; make it first.")
     temporary = target.with_name(f".coatref-{secrets.token_hex(8)}")
     try:
-        mode = created(temporary)
-        yield temporary
-        os.chmod(temporary, mode)  # h5py makes the file anew
-        synced(temporary)
+        with temporary.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, target)
-        with contextlib.suppress(OSError):  # a folder cannot be opened on every system; the file is whole without it
-            synced(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # a folder cannot be opened on every system; the file is whole without it
+        handle = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
-def created(path: Path) -> int:
-    """Make an empty new file, and give the permissions that new files get here."""
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-    try:
-        return stat.S_IMODE(os.fstat(handle).st_mode)
-    finally:
-        os.close(handle)
-
-
-def synced(path: Path) -> None:
-    """Wait until a file or folder is on the disk.
-
-    Raises:
-        OSError: it cannot be brought there.
-    """
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_safetensors(path: Path, arrays: Arrays, metadata: Mapping[str, str]) -> None:
+def write_safetensors(file: BinaryIO, arrays: Arrays, metadata: Mapping[str, str]) -> None:
     """Write a safetensors file, tensors of wider types first, so that each starts at a multiple of its own item size."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     order, end = sorted(arrays, key=lambda name: (-arrays[name].dtype.itemsize, name)), 0
@@ -173,10 +151,9 @@ def write_safetensors(path: Path, arrays: Arrays, metadata: Mapping[str, str]) -
         }
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name in order:
-            write_bytes(file, arrays[name])
+    file.write(len(text).to_bytes(8, "little") + text)
+    for name in order:
+        write_bytes(file, arrays[name])
 
 
 def write_bytes(file: BinaryIO, array: np.ndarray) -> None:
@@ -187,7 +164,7 @@ def write_bytes(file: BinaryIO, array: np.ndarray) -> None:
     file.write(plain.reshape(-1).view(np.uint8).data)
 
 
-def write_npz(path: Path, arrays: Arrays, metadata: Mapping[str, str]) -> None:
+def write_npz(file: BinaryIO, arrays: Arrays) -> None:
     """Write an archive of arrays that are not packed; every time the same bytes for the same arrays.
 
     Raises:
@@ -196,57 +173,10 @@ def write_npz(path: Path, arrays: Arrays, metadata: Mapping[str, str]) -> None:
     odd = [name for name in arrays if "\0" in name or "\\" in name]
     if odd:
         raise InputError(f"Names without zeros and backslashes are written to .npz files, got {odd[0]!r:.100}.")
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for name, array in arrays.items():
             member = zipfile.ZipInfo(f"{name}.npy")  # of the first day that an archive knows
             member.external_attr = 0o644 << 16
-            with archive.open(member, "w", force_zip64=True) as file:
+            with archive.open(member, "w", force_zip64=True) as content:
                 plain = np.ascontiguousarray(array, array.dtype.newbyteorder("<")).reshape(array.shape)
-                np.lib.format.write_array(file, plain, allow_pickle=False)
-
-
-def write_hdf5(path: Path, arrays: Arrays, metadata: Mapping[str, str]) -> None:
-    """Write a file of weights as Keras 2 does: /LAYER/LAYER/LEAF:0, and attributes that say what is there in which order.
-
-    Raises:
-        InputError: a name is not "LAYER/LEAF".
-        MissingDependencyError: h5py is not installed.
-    """
-    try:
-        import h5py
-    except ImportError:
-        raise missing("h5py", "keras", "Writing an .h5 file") from None
-    layers: dict[str, list[str]] = {}
-    for name in arrays:
-        layer, slash, leaf = name.partition("/")
-        if not slash or set(name) & set("\0:") or not all(part.strip(".") for part in name.split("/")):
-            raise InputError(
-                f"Weights are written to .h5 files under names LAYER/LEAF without a colon, got {name!r:.100}."
-            )
-        layers.setdefault(layer, []).append(leaf)
-    try:
-        with h5py.File(path, "w") as file:
-            file.attrs["backend"], file.attrs["keras_version"] = b"tensorflow", KERAS_VERSION.encode()
-            put_names(file.attrs, "layer_names", list(layers))
-            for layer, given in layers.items():
-                leaves = sorted(given, key=lambda leaf: LEAVES.index(leaf) if leaf in LEAVES else -1)
-                group = file.create_group(layer)
-                put_names(group.attrs, "weight_names", [f"{layer}/{leaf}:0" for leaf in leaves])
-                for leaf in leaves:
-                    array = arrays[f"{layer}/{leaf}"]
-                    group.create_dataset(f"{layer}/{leaf}:0", data=np.asarray(array, array.dtype.newbyteorder("<")))
-    except RuntimeError as error:  # what h5py makes of some failures of the disk
-        raise OSError(f"The file cannot be written: {str(error)[:200]}.") from None
-
-
-def put_names(attributes: Any, name: str, values: list[str]) -> None:
-    """Put a list of names into an attribute, or, where HDF5 has no room for it, into several: "layer_names0" and so on."""
-    encoded = np.array([value.encode() for value in values], dtype=np.bytes_)
-    parts = -(-encoded.nbytes // LARGEST_ATTRIBUTE)
-    if parts <= 1:
-        attributes[name] = encoded
-        return
-    while any(part.nbytes > LARGEST_ATTRIBUTE for part in np.array_split(encoded, parts)):
-        parts += 1
-    for index, part in enumerate(np.array_split(encoded, parts)):
-        attributes[f"{name}{index}"] = part
+                np.lib.format.write_array(content, plain, allow_pickle=False)
