@@ -26,6 +26,7 @@ import coatref
 from coatref import errors
 from coatref.images import photograph, preprocess_images
 from coatref.specification import Preprocessing
+from coatref.tensorflow_resize import tensorflow_resized
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALVES = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -236,6 +237,22 @@ def test_grey_and_tensorflows_resize_go_together() -> None:
     assert found.shape == (1, 20, 31, 1)
     same = preprocess_images(image, colour, 20, 31, dtype="float64")
     np.testing.assert_allclose(np.repeat(found, 3, axis=-1), same, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("antialias", [True, False])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "lanczos", "nearest"])
+def test_tensorflows_resize_is_told_what_the_preprocessing_says(
+    interpolation: Any, antialias: bool, dtype: Any
+) -> None:
+    told = Preprocessing(1.0, "squash", interpolation, (0.0,) * 3, (1 / 255,) * 3, "tensorflow", antialias)
+    found = preprocess_images(source(50, 37), told, 20, 31, dtype=dtype)[0]
+    pixels = np.asarray(source(50, 37))
+    expected = tensorflow_resized(pixels, (20, 31), interpolation, antialias, dtype)
+    np.testing.assert_allclose(found, expected, rtol=4 * np.finfo(dtype).eps, atol=0)
+    if interpolation != "nearest":
+        other = tensorflow_resized(pixels, (20, 31), interpolation, not antialias, dtype)
+        assert np.abs(found - other).max() > 1
 
 
 def test_tensorflows_resize_is_cropped_and_padded_as_pillows() -> None:

@@ -13,6 +13,8 @@ import typer
 from typer.main import get_command
 
 import coatref
+from coatref.cli.classify import EXAMPLES as CLASSIFY_EXAMPLES
+from coatref.cli.classify import classify
 from coatref.cli.forward import EXAMPLES as FORWARD_EXAMPLES
 from coatref.cli.forward import forward
 from coatref.cli.info import info
@@ -40,6 +42,7 @@ app.command(
     "coatref spec coatnet_7 --json"
 )(spec)
 app.command(epilog=FORWARD_EXAMPLES)(forward)
+app.command(epilog=CLASSIFY_EXAMPLES)(classify)
 app.command(epilog="Examples:\n\ncoatref info\n\ncoatref info --json")(info)
 for _module in COMMANDS:
     importlib.import_module(_module).register(app)

@@ -10,6 +10,22 @@ import typer
 from coatref.errors import InputError
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results in single lines, without progress.")]
+
+CHECKPOINT = "Checkpoint: a file, a folder with one and its config.json, or hf-hub:OWNER/NAME."
+SpecName = Annotated[
+    str | None, typer.Option("--spec", metavar="NAME", help="What the checkpoint is, unless it says so itself.")
+]
+RunSize = Annotated[
+    str | None,
+    typer.Option("--size", metavar="HxW", help="Run at another image size; relative-bias tables are interpolated."),
+]
+
+Backend = Annotated[str, typer.Option("--backend", metavar="LIBRARY", help="Array library: numpy, torch, jax or cupy.")]
+Dtype = Annotated[str, typer.Option("--dtype", metavar="TYPE", help="float32 or float64.")]
+Device = Annotated[
+    str | None, typer.Option("--device", metavar="NAME", help="Such as cpu or cuda:0; see coatref info.")
+]
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:

@@ -95,7 +95,7 @@ def version_of(library: Library) -> str:
 def make_engine(
     backend: str, dtype: str, device: str | None, definition: bool, threads: int | None = None
 ) -> Engine:
-    """The engine that the options of `coatref forward` ask for.
+    """The engine that the options of `coatref forward` and `coatref classify` ask for.
 
     JAX gets its 64-bit types switched on where float64 is asked for, since the command has the process to itself, and
     compiles the whole network: in its eager mode it would compile every operation, which takes several times as long.
@@ -104,6 +104,8 @@ def make_engine(
         InputError: the library, data type or device is not known, or the library's threads are not coatref's to set.
         MissingDependencyError: the library is not installed.
     """
+    if dtype not in ("float32", "float64"):
+        raise InputError(f"--dtype {dtype!r} is not known; it is float32 or float64.")
     library = resolve_library(backend)
     if threads is not None:
         check_threads(threads, library, "definition" if definition else None)
