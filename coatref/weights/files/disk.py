@@ -10,7 +10,7 @@ from pathlib import Path
 
 from coatref.errors import FileFormatError
 
-LONGEST_FILE_NAME = 255
+LONGEST_FILE_NAME = 255  # bytes
 
 
 def opened(path: Path, held: contextlib.ExitStack) -> BufferedReader:
@@ -68,7 +68,7 @@ def beside(path: Path, name: str) -> Path:
         FileFormatError: the name is none of a file in that folder; the message is a part of a sentence.
     """
     if (
-        not 0 < len(name) <= LONGEST_FILE_NAME
+        not 0 < len(name.encode(errors="replace")) <= LONGEST_FILE_NAME
         or name in (".", "..")
         or set(name) & set('/\\:"*?<>|')
         or not printable(name)

@@ -126,7 +126,7 @@ def number_type(content: bytes, said: str | None) -> Type | None:
     low, sign = number(content, 1, 1), number(content, 2, 1)
     order = ">" if low & 1 else "<"
     if kind == ENUMERATION:  # counts as its integers; h5py's bool is one
-        return number_type(content[8:], None)
+        return number_type(content[8:], None) if number(content, 8, 1) & 15 == INTEGER else None
     if kind == OPAQUE:
         return Type("BF16", "<") if size == 2 and said == "bfloat16" else None
     if kind not in (INTEGER, FLOAT) or number(content, 8, 2) or number(content, 10, 2) != 8 * size:
@@ -166,7 +166,8 @@ def chunked(metadata: Metadata, name: str, found: Messages, shape: tuple[int, ..
                 f"a chunk of dataset {name!r:.100} is not as large as it should be, or not in the file"
             )
         chunks.append(Chunk(index, address, size))
-    starts = itertools.product(*(range(0, length, step) for length, step in zip(shape, steps, strict=True)))
+    ranges = [range(0, length, step) for length, step in zip(shape, steps, strict=True)]
+    starts = itertools.product(*ranges) if expected else ()  # it takes each range into memory, be another one empty
     if len(chunks) != expected or {chunk.first for chunk in chunks} != set(starts):
         raise FileFormatError(f"dataset {name!r:.100} has {expected} chunks, which are not all there")
     fetch = functools.partial(assembled, metadata, name, kind, shape, steps, filters, tuple(chunks))

@@ -224,14 +224,14 @@ def decoded(file: BufferedReader, found: Initializer, data: Field, dtype: str) -
     """
     try:
         content = Message(file, data.begin, data.end).content(data, data.end - data.begin)
-        numbers = varints(content)
+        numbers = varints(content, f"u{type_of(dtype).itemsize}")
         if len(numbers) != math.prod(found.shape):
             raise FileFormatError(f"its shape says {math.prod(found.shape)} values and it has {len(numbers)}")
     except FileFormatError as fault:
         raise FileFormatError(
             f"Initialiser {found.name:.100} of {file.name} is damaged: {fault}; fetch it again."
         ) from None
-    array = numbers.astype(f"u{type_of(dtype).itemsize}").view(type_of(dtype, "=")).reshape(found.shape)
+    array = numbers.view(type_of(dtype, "=")).reshape(found.shape)
     return widened(array) if dtype == "BF16" else array
 
 

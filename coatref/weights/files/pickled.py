@@ -10,13 +10,18 @@ from __future__ import annotations
 
 import pickletools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import IO, Any
 
 from coatref.errors import FileFormatError
+from coatref.weights.files.stored import MOST_AXES
 
 MOST_INSTRUCTIONS = 500_000  # a tensor takes about 50, and a CoAtNet-7 with its optimizer has about 6000
+MOST_ARGUMENTS = 8  # torch._utils._rebuild_tensor_v3 has all of them
+LARGEST_KEY = 2**31 - 1  # numbers that are keys are small: those of parameters in the state of an optimizer
+
+OPCODES = {opcode.code.encode("latin-1"): opcode for opcode in pickletools.opcodes}
 
 STORAGES = {  # torch's classes of storages -> safetensors' names of their types
     "HalfStorage": "F16",
@@ -91,18 +96,20 @@ def parameter(data: Any, *more: Any) -> Any:
 
 
 def ordered(*items: Any) -> dict[Any, Any]:
-    """An `OrderedDict`, made empty or of pairs."""
+    """An `OrderedDict`, made empty or of pairs, which are gone then: one list that makes many dicts would take for ever."""
     content: dict[Any, Any] = {}
-    for pair in items[0] if items and isinstance(items[0], list) else ():
+    pairs = items[0] if items and isinstance(items[0], list) else []
+    for pair in pairs:
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
             raise FileFormatError("its pickle has a dict of something else than pairs")
         put(content, *pair)
+    pairs.clear()
     return content
 
 
 def size(*items: Any) -> tuple[Any, ...]:
     """A `torch.Size`."""
-    return tuple(items[0]) if items and isinstance(items[0], (list, tuple)) else ()
+    return wholes(*items[:1])
 
 
 def other(name: str) -> Callable[..., Any]:
@@ -140,18 +147,22 @@ UNUSED = (  # what stands beside tensors in checkpoints of training, and has no 
 STORAGE = "torch.storage.UntypedStorage"
 
 
-def named(module: str, name: str) -> Named:
+def named(module: Any, name: Any) -> Named:
     """A name in a pickle, if it is one of the table.
 
     Raises:
-        FileFormatError: it is not; the message is a part of a sentence.
+        FileFormatError: it is not, or is no text; the message is a part of a sentence.
     """
+    if not isinstance(module, str) or not isinstance(name, str):
+        raise FileFormatError("its pickle asks for something by what is no name")
     full = f"{module.replace('__builtin__', 'builtins')}.{name}"
     if full in USED or full in UNUSED or full in (STORAGE, "torch.UntypedStorage"):
         return Named(full)
     if module == "torch" and (name in STORAGES or TYPE.fullmatch(name)):
         return Named(full)
-    raise FileFormatError(f"its pickle asks for {full[:100]}, which is none of the plain values and tensors of weights")
+    raise FileFormatError(
+        f"its pickle asks for {full[:100]!r}, which is none of the tensors and plain values of weights"
+    )
 
 
 def call(function: Any, arguments: Any) -> Any:
@@ -164,8 +175,8 @@ def call(function: Any, arguments: Any) -> Any:
         raise FileFormatError("its pickle calls what is no name")
     if function.name in UNUSED:
         return Other(function.name)
-    if function.name not in USED:
-        raise FileFormatError(f"its pickle calls {function.name}")
+    if function.name not in USED or len(arguments) > MOST_ARGUMENTS:
+        raise FileFormatError(f"its pickle calls {function.name} with {len(arguments)} arguments")
     try:
         return USED[function.name](*arguments)
     except TypeError:
@@ -211,15 +222,16 @@ def wholes(values: Any) -> tuple[int, ...]:
     Raises:
         FileFormatError: they are none; the message is a part of a sentence.
     """
-    if not isinstance(values, (tuple, list)):
-        raise FileFormatError("its pickle has a tensor without a shape or strides")
+    if not isinstance(values, (tuple, list)) or len(values) > MOST_AXES:
+        raise FileFormatError(f"its pickle has a tensor without a shape or strides of at most {MOST_AXES} axes")
     return tuple(whole(value) for value in values)
 
 
 def put(content: Any, key: Any, value: Any) -> None:
-    """Put a pair into a dict; a key that is no plain value is kept apart, since its hash may take for ever."""
+    """Put a pair into a dict; a key that is no text or small number is kept apart: hashes may be all the same, or take long."""
     if isinstance(content, dict):
-        content[key if key is None or isinstance(key, (str, bytes, int, float)) else Other(type(key).__name__)] = value
+        plain = isinstance(key, (str, bytes)) or (type(key) is int and 0 <= key <= LARGEST_KEY)
+        content[key if plain else Other(type(key).__name__)] = value
     elif not isinstance(content, Other):
         raise FileFormatError("its pickle puts a pair into what is no dict")
 
@@ -241,7 +253,7 @@ def read_pickle(stream: IO[bytes]) -> Any:
 
 VALUES = (  # instructions that push a value which stands behind them
     *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
-    *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+    *("BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
     *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
 )
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
@@ -265,10 +277,7 @@ def interpreted(stream: IO[bytes]) -> Any:
     outer: list[list[Any]] = []  # the stacks below the marks
     memo: dict[int, Any] = {}
     argument: Any
-    for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
-        if count > MOST_INSTRUCTIONS:
-            raise FileFormatError(f"its pickle has more than {MOST_INSTRUCTIONS} instructions")
-        name = opcode.name
+    for name, argument in instructions(stream):
         if name in VALUES:
             stack.append(argument)
         elif name in CONSTANTS:
@@ -296,7 +305,7 @@ def interpreted(stream: IO[bytes]) -> Any:
         elif name == "GLOBAL":
             stack.append(named(*argument.split(" ", 1)))
         elif name == "STACK_GLOBAL":
-            stack[-2:] = [named(str(stack[-2]), str(stack[-1]))]
+            stack[-2:] = [named(stack[-2], stack[-1])]
         elif name in ("REDUCE", "NEWOBJ"):
             stack[-2:] = [call(stack[-2], stack[-1])]
         elif name == "BUILD":  # attributes of the value below, of which none is of use
@@ -309,7 +318,22 @@ def interpreted(stream: IO[bytes]) -> Any:
             return stack.pop()
         elif name not in ("PROTO", "FRAME"):
             raise FileFormatError(f"its pickle has the instruction {name}, which torch does not write")
-    raise FileFormatError("its pickle has no end")
+    raise FileFormatError(f"its pickle has more than {MOST_INSTRUCTIONS} instructions")
+
+
+def instructions(stream: IO[bytes]) -> Iterator[tuple[str, Any]]:
+    """Name and argument of each of the first instructions of a stream.
+
+    Raises:
+        FileFormatError: one is not known; the message is a part of a sentence.
+        ValueError, OverflowError: an argument is damaged.
+    """
+    for _ in range(MOST_INSTRUCTIONS):
+        code = stream.read(1)
+        opcode = OPCODES.get(code)
+        if opcode is None or opcode.name == "STRING":  # which has escapes, and Python warns of some
+            raise FileFormatError(f"its pickle is damaged, or has the instruction {code!r}, which torch does not write")
+        yield opcode.name, None if opcode.arg is None else opcode.arg.reader(stream)
 
 
 def of_mark(name: str, items: list[Any], stack: list[Any]) -> None:

@@ -17,6 +17,7 @@ from coatref.errors import FileFormatError
 
 MOST_FIELDS = 500_000  # in a file; torch's graph of the largest CoAtNet has about 100,000
 LONGEST_TEXT = 4096  # bytes
+STEP = 2**16  # bytes of varints taken at once: the work on them takes many times as many
 
 VARINT, EIGHT, BYTES, FOUR = 0, 1, 2, 5
 LENGTHS = {VARINT: 0, EIGHT: 8, FOUR: 4}
@@ -114,20 +115,37 @@ def varint(content: bytes, start: int) -> tuple[int, int]:
     raise FileFormatError("it has a number that does not end")
 
 
-def varints(content: bytes) -> np.ndarray:
-    """All varints in bytes, one after the other, as uint64.
+def varints(content: bytes, dtype: str = "u8") -> np.ndarray:
+    """All varints in bytes, one after the other, as unsigned numbers of a type, of which the lowest bits are kept.
 
     Raises:
         FileFormatError: they are not whole; the message is a part of a sentence.
     """
     parts = np.frombuffer(content, np.uint8)
-    ends = np.flatnonzero(parts < 128)
-    starts = np.concatenate([[0], ends[:-1] + 1]) if len(ends) else ends
+    found = [np.empty(0, dtype)]
+    position = 0
+    while position < len(parts):
+        piece = parts[position : position + STEP]
+        ends = np.flatnonzero(piece < 128)
+        if not len(ends):
+            raise FileFormatError("it has numbers that do not end")
+        found.append(of_piece(piece, ends).astype(dtype))
+        position += int(ends[-1]) + 1
+    return np.concatenate(found)
+
+
+def of_piece(parts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """The varints that end at some places of a few bytes, as uint64.
+
+    Raises:
+        FileFormatError: one is too long; the message is a part of a sentence.
+    """
+    starts = np.concatenate([[0], ends[:-1] + 1])
     lengths = ends - starts + 1
-    if (len(ends) and ends[-1] != len(parts) - 1) or (not len(ends) and len(parts)) or np.max(lengths, initial=0) > 10:
+    if np.max(lengths) > 10:
         raise FileFormatError("it has numbers that do not end")
     values = np.zeros(len(ends), np.uint64)
-    for index in range(int(np.max(lengths, initial=0))):
+    for index in range(int(np.max(lengths))):
         longer = lengths > index
         part = parts[starts[longer] + index].astype(np.uint64) & np.uint64(127)
         values[longer] |= part << np.uint64(7 * index)

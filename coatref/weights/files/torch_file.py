@@ -95,7 +95,8 @@ def read_zipped(file: BufferedReader) -> tuple[Any, Places, str]:
         if members[pickles[0]].file_size > LARGEST_HEADER:
             raise FileFormatError(f"its pickle is longer than the {LARGEST_HEADER} bytes allowed")
         content = read_pickle(io.BytesIO(archive.read(pickles[0])))
-        big = folder + "byteorder" in members and archive.read(folder + "byteorder") == b"big"
+        order = members.get(folder + "byteorder")
+        big = order is not None and order.file_size == 3 and archive.read(order) == b"big"
         data = {
             name.removeprefix(folder + "data/"): members[name] for name in members if name.startswith(folder + "data/")
         }
@@ -126,7 +127,8 @@ def read_stream(file: BufferedReader) -> tuple[Any, Places, str]:
     for key in keys:
         storage = storages.get(key) if isinstance(key, str) else None
         if storage is None or storage.dtype is None or key in places:
-            raise FileFormatError(f"it has a storage {key!r:.100} that no tensor refers to, or twice")
+            told = repr(key)[:100] if isinstance(key, str) else type(key).__name__
+            raise FileFormatError(f"it has a storage {told} that no tensor refers to, or twice")
         file.seek(position)
         count = int.from_bytes(file.read(8), "little" if little else "big")
         begin = position + 8
