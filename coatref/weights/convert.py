@@ -15,7 +15,7 @@ from coatref.specification.spec import Spec
 from coatref.weights.dialects import DIALECTS
 from coatref.weights.files import Stored, on_host
 from coatref.weights.places import expected, read
-from coatref.weights.recognise import Reading, reading_as, recognised
+from coatref.weights.recognise import Reading, at_their_size, reading_as, recognised, shapes_of
 from coatref.weights.resize import Resize, refuse_unknown_method, size_of
 from coatref.weights.resize import resize as resized
 
@@ -99,7 +99,18 @@ def converted(
     spec, given = reading.spec, reading.given
     places = list(reading.dialect.places(spec, reading.layout))
     wanted = expected(places)
-    refuse_misfits(spec.name, wanted, {name: tensors[own] for name, own in given.items()})
+    found = {name: tensors[own] for name, own in given.items()}
+    try:
+        refuse_misfits(spec.name, wanted, found)
+    except WeightsError as error:
+        fitting = at_their_size(reading, shapes_of(found))
+        if not fitting:
+            raise
+        sizes = " or ".join(f"{height}x{width}" for height, width in (each.image_size for each in fitting))
+        raise WeightsError(
+            f"{error} Its relative-bias tables are for images of {sizes}: pass image_size={spec.image_size} to have them "
+            "resized, or a spec of that size."
+        ) from None
     kind = np.result_type(*(host_type(tensors[given[name]]) for name in wanted))
     own: dict[str, Any] = {}
     bad: list[str] = []

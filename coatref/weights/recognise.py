@@ -98,11 +98,12 @@ def closest(tensors: Mapping[str, Any], spec: Spec, ema: bool) -> Reading:
             continue
         if isinstance(found, str):
             continue
-        hits = len(expected(dialect.places(spec, found.layout)).keys() & found.given.keys())
+        wanted = expected(dialect.places(spec, found.layout)).keys()
+        hits = len(wanted & found.given.keys())
         if hits > most or not tensors:
             best, most = found, hits
-        if best is not None and best.dialect.name == "coatref":  # no other has a name of ours
-            return best
+        if hits == len(wanted):  # no other has all of these names; some have a few of ours
+            return found
     if best is not None:
         return best
     if refusal is not None:
