@@ -32,6 +32,7 @@ LEAVES = ("bias", "beta", "moving_mean", "moving_variance")  # in the order of a
 
 SUPERBLOCK = 96  # bytes
 CHILDREN, MEMBERS = 32, 8  # that they have at most
+SMALLEST_HEAP = 4096  # bytes
 NODE, PART = 32 + 16 * CHILDREN, 8 + 40 * MEMBERS  # bytes of a node of a tree, and of a part of a group
 
 FLOATS = {  # bytes -> bits: that of the sign, first of the exponent, how many; bits of the mantissa; the exponent's bias
@@ -156,7 +157,7 @@ def put_group(blocks: Blocks, group: Group) -> int:
         part = b"SNOD" + struct.pack("<BxH", 1, len(chosen)) + entries
         parts.append((offsets[chosen[-1]], add(blocks, part.ljust(PART, b"\0"))))
     table = message(SYMBOL_TABLE, struct.pack("<2Q", put_tree(blocks, parts), heap))
-    return put_header(blocks, [table, *(attribute(name, value) for name, value in group.attributes.items())])
+    return put_header(blocks, [table, *(attribute(blocks, name, value) for name, value in group.attributes.items())])
 
 
 def put_tree(blocks: Blocks, parts: list[tuple[int, int]], level: int = 0) -> int:
@@ -210,12 +211,30 @@ def number_type(kind: np.dtype) -> bytes:
     return head + struct.pack("<4BL", at, length, 0, mantissa, bias)
 
 
-def attribute(name: str, value: str | list[str]) -> bytes:
-    """The message of an attribute, of texts in UTF-8 that are all as long as the longest."""
-    texts = [text.encode() for text in (value if isinstance(value, list) else [value])]
-    longest = max((len(text) for text in texts), default=1)
-    kind = struct.pack("<4BL", 0x13, 0x11, 0, 0, longest)  # zeros behind a shorter one
-    space = dataspace([len(texts)] if isinstance(value, list) else [])
+def attribute(blocks: Blocks, name: str, value: str | list[str]) -> bytes:
+    """The message of an attribute: a text, or a list of texts, in UTF-8.
+
+    Those of a list are of any length each and lie in a heap, as Keras writes them: kecam's torch backend looks layers up by
+    them, and of texts of one length h5py makes bytes, which are no names there.
+    """
     encoded = name.encode() + b"\0"
-    content = struct.pack("<Bx3H", 1, len(encoded), len(kind), len(space)) + padded(encoded) + kind + padded(space)
-    return message(ATTRIBUTE, content + b"".join(text.ljust(longest, b"\0") for text in texts))
+    if isinstance(value, list):
+        texts = [text.encode() for text in value]
+        address = put_heap(blocks, texts)
+        kind = struct.pack("<4BL", 0x19, 1, 1, 0, 16) + number_type(np.dtype(np.uint8))
+        data = b"".join(struct.pack("<LQL", len(text), address, number) for number, text in enumerate(texts, start=1))
+        space = dataspace([len(texts)])
+    else:
+        data, space = value.encode(), dataspace([])
+        kind = struct.pack("<4BL", 0x13, 0x11, 0, 0, len(data))
+    content = struct.pack("<Bx3H", 1, len(encoded), len(kind), len(space))
+    return message(ATTRIBUTE, content + padded(encoded) + padded(kind) + padded(space) + data)
+
+
+def put_heap(blocks: Blocks, texts: Sequence[bytes]) -> int:
+    """Lay out texts in a heap, numbered from 1, and give its address; what is left of it is object 0."""
+    objects = b"".join(struct.pack("<2H4xQ", number, 1, len(text)) + padded(text) for number, text in enumerate(texts, 1))
+    size = max(SMALLEST_HEAP, 16 + len(objects) + 16)
+    free = size - 16 - len(objects)
+    content = b"GCOL" + struct.pack("<B3xQ", 1, size) + objects + struct.pack("<2H4xQ", 0, 0, free)
+    return add(blocks, content.ljust(size, b"\0"))
