@@ -264,6 +264,7 @@ EMPTY: dict[str, Callable[[], Any]] = {
     "EMPTY_SET": other("set"),
 }
 TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+ESCAPED = ("STRING", "PERSID", "INST")  # have texts with escapes, of some of which Python warns
 
 
 def interpreted(stream: IO[bytes]) -> Any:
@@ -303,7 +304,7 @@ def interpreted(stream: IO[bytes]) -> Any:
         elif name == "SETITEM":
             of_mark("SETITEMS", [stack.pop(-2), stack.pop()], stack)
         elif name == "GLOBAL":
-            stack.append(named(*argument.split(" ", 1)))
+            stack.append(named(*argument))
         elif name == "STACK_GLOBAL":
             stack[-2:] = [named(stack[-2], stack[-1])]
         elif name in ("REDUCE", "NEWOBJ"):
@@ -331,9 +332,26 @@ def instructions(stream: IO[bytes]) -> Iterator[tuple[str, Any]]:
     for _ in range(MOST_INSTRUCTIONS):
         code = stream.read(1)
         opcode = OPCODES.get(code)
-        if opcode is None or opcode.name == "STRING":  # which has escapes, and Python warns of some
-            raise FileFormatError(f"its pickle is damaged, or has the instruction {code!r}, which torch does not write")
-        yield opcode.name, None if opcode.arg is None else opcode.arg.reader(stream)
+        if opcode is None:
+            raise FileFormatError(f"its pickle is damaged: {code!r} is no instruction, or the end too early")
+        if opcode.name in ESCAPED:
+            raise FileFormatError(f"its pickle has the instruction {opcode.name}, which torch does not write")
+        if opcode.name == "GLOBAL":
+            yield opcode.name, (line(stream), line(stream))
+        else:
+            yield opcode.name, None if opcode.arg is None else opcode.arg.reader(stream)
+
+
+def line(stream: IO[bytes]) -> str:
+    """The text of the next line of a stream.
+
+    Raises:
+        ValueError: it does not end, or is no text.
+    """
+    content = stream.readline()
+    if content[-1:] != b"\n":
+        raise ValueError("no newline found")
+    return content[:-1].decode()
 
 
 def of_mark(name: str, items: list[Any], stack: list[Any]) -> None:
