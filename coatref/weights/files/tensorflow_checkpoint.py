@@ -18,6 +18,7 @@ import functools
 import itertools
 import math
 from collections.abc import Iterator, Mapping
+from io import BufferedReader
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +27,7 @@ import numpy as np
 from coatref.errors import FileFormatError
 from coatref.weights.files.disk import opened, size_of
 from coatref.weights.files.limits import LARGEST_HEADER, LONGEST_NAME, MOST_SHARDS, MOST_TENSORS
+from coatref.weights.files.protobuf import varint
 from coatref.weights.files.stored import DTYPES, MOST_AXES, Content, Stored, is_shape, read_bytes
 
 ENDING = ".index"
@@ -33,7 +35,7 @@ ENDING = ".index"
 FOOTER = 48  # bytes
 MAGIC = 0xDB4775248B80FB57  # the last 8 of them
 TRAILER = 5  # bytes behind a block: how it is packed, and a checksum
-LONGEST_VARINT = 10  # bytes, for 64 bits
+MOST_FIELDS = 100  # of a message; an entry of a tensor has 6, and its shape one for each axis
 LONGEST_VALUE = 10_000  # bytes; that of a tensor takes about 30, and one stored in many slices more
 
 TEXT = 7  # the type of a tensor of texts, such as the graph of objects that were saved: no weights
@@ -77,8 +79,8 @@ def read_tensorflow(path: Path, held: contextlib.ExitStack) -> Content:
         FileNotFoundError: there is no such file, or a file of data is missing.
         FileFormatError: the index is damaged, or does not fit the files of data.
     """
-    prefix = path.with_name(path.name[: -len(ENDING)]) if path.name.lower().endswith(ENDING) else path
-    index = path if prefix != path else path.with_name(path.name + ENDING)
+    index = path if path.suffix.lower() == ENDING else path.with_name(path.name + ENDING)
+    prefix = index.name[: -len(ENDING)]
     file = opened(index, held)
     try:
         if size_of(file) > LARGEST_HEADER:
@@ -86,22 +88,22 @@ def read_tensorflow(path: Path, held: contextlib.ExitStack) -> Content:
         shards, places = places_of(file.read(LARGEST_HEADER))
     except FileFormatError as fault:
         raise FileFormatError(f"{index} is no index of a TensorFlow checkpoint: {fault}; fetch it again.") from None
-    names = {
-        number: f"{prefix.name}.data-{number:05d}-of-{shards:05d}" for number in {p.shard for p in places.values()}
-    }
-    try:
-        files = {number: opened(prefix.with_name(name), held) for number, name in names.items()}
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{error} It holds tensors that {index} tells of; fetch it too.") from None
-    for number, data in files.items():
-        refuse_overlaps(data.name, {name: p for name, p in places.items() if p.shard == number}, size_of(data))
-    tensors = {
-        name: Stored(
-            name, p.dtype, p.shape, functools.partial(read_bytes, files[p.shard], name, p.dtype, p.shape, p.start)
-        )
-        for name, p in places.items()
-    }
-    return dict(tensors), {}
+    files = {}
+    for number in sorted({place.shard for place in places.values()}):
+        data = path.with_name(f"{prefix}.data-{number:05d}-of-{shards:05d}")
+        try:
+            files[number] = opened(data, held)
+        except FileNotFoundError:
+            raise FileNotFoundError(f"There is no file {data}, of whose tensors {index} tells; fetch it too.") from None
+    for number, file in files.items():
+        refuse_overlaps(file.name, {name: each for name, each in places.items() if each.shard == number}, size_of(file))
+    return {name: stored(files[place.shard], name, place) for name, place in places.items()}, {}
+
+
+def stored(file: BufferedReader, name: str, place: Place) -> Stored:
+    """A tensor by its place in a file, which has been checked."""
+    read = functools.partial(read_bytes, file, name, place.dtype, place.shape, place.start)
+    return Stored(name, place.dtype, place.shape, read)
 
 
 def refuse_overlaps(file: str, places: Mapping[str, Place], size: int) -> None:
@@ -111,7 +113,7 @@ def refuse_overlaps(file: str, places: Mapping[str, Place], size: int) -> None:
         FileFormatError: names the tensor.
     """
     position = 0
-    for name, place in sorted(places.items(), key=lambda item: item[1].start):
+    for name, place in sorted(places.items(), key=lambda item: (item[1].start, item[1].end)):
         if place.start < position or place.end > size:
             raise FileFormatError(
                 f"{file} has {size} bytes and its index places tensor {name!r:.100} from {place.start} to {place.end}, "
@@ -187,8 +189,10 @@ def table(index: bytes) -> Iterator[tuple[bytes, bytes]]:
     footer = index[-FOOTER:-8]
     _, place = handle(footer, 0)  # of a block that tells of other things
     blocks, _ = handle(footer, place)
-    previous, count = None, itertools.count(1)
+    previous, count, parts = None, itertools.count(1), itertools.count(1)
     for _, where in block(index, *blocks):
+        if next(parts) > MOST_TENSORS:  # blocks without an entry would not be counted otherwise
+            raise FileFormatError(f"it has more than {MOST_TENSORS} blocks")
         for key, value in block(index, *handle(where, 0)[0]):
             if previous is not None and key <= previous:  # also what keeps blocks from being read twice
                 raise FileFormatError(f"its key {key!r:.100} is not in order")
@@ -215,10 +219,11 @@ def block(index: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]
         raise FileFormatError(f"a block of {size} bytes at byte {offset} has no room in it")
     if index[offset + size]:
         raise FileFormatError(f"the block at byte {offset} is packed, as TensorFlow does not pack it")
-    data = index[offset : offset + size]
-    end = size - 4 - 4 * int.from_bytes(data[-4:], "little")  # where the places to start a search from begin
+    starts = int.from_bytes(index[offset + size - 4 : offset + size], "little")
+    end = size - 4 - 4 * starts  # where the places to start a search from begin
     if end < 0:
         raise FileFormatError(f"the block at byte {offset} is shorter than it says")
+    data = index[offset : offset + end]
     key, place = b"", 0
     while place < end:
         shared, place = varint(data, place)
@@ -234,20 +239,6 @@ def block(index: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]
 # --- protocol buffers ---
 
 
-def varint(data: bytes, start: int) -> tuple[int, int]:
-    """A whole number of at most 64 bits, 7 of them in a byte and the lowest first, and where it ends.
-
-    Raises:
-        FileFormatError: it does not end; the message is a part of a sentence.
-    """
-    value = 0
-    for place, byte in enumerate(data[start : start + LONGEST_VARINT]):
-        value |= (byte & 0x7F) << 7 * place
-        if byte < 0x80:
-            return value & 0xFFFF_FFFF_FFFF_FFFF, start + place + 1
-    raise FileFormatError("a number in it does not end")
-
-
 def fields(data: bytes) -> Fields:
     """The fields of a protocol buffer: whole numbers of every kind, and bytes.
 
@@ -255,9 +246,12 @@ def fields(data: bytes) -> Fields:
         FileFormatError: it is damaged; the message is a part of a sentence.
     """
     found: Fields = {}
-    place = 0
+    place, count = 0, 0
     while place < len(data):
         tag, place = varint(data, place)
+        count += 1
+        if count > MOST_FIELDS:
+            raise FileFormatError(f"a message in it has more than {MOST_FIELDS} fields")
         kind = tag & 7
         if kind == 0:
             value: int | bytes
