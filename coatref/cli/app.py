@@ -18,6 +18,8 @@ from coatref.cli.classify import classify
 from coatref.cli.forward import EXAMPLES as FORWARD_EXAMPLES
 from coatref.cli.forward import forward
 from coatref.cli.info import info
+from coatref.cli.onnx import EXAMPLES as ONNX_EXAMPLES
+from coatref.cli.onnx import onnx
 from coatref.cli.output import one_line
 from coatref.cli.specs import spec, specs
 from coatref.errors import CoatrefError
@@ -43,6 +45,7 @@ app.command(
 )(spec)
 app.command(epilog=FORWARD_EXAMPLES)(forward)
 app.command(epilog=CLASSIFY_EXAMPLES)(classify)
+app.command(epilog=ONNX_EXAMPLES)(onnx)
 app.command(epilog="Examples:\n\ncoatref info\n\ncoatref info --json")(info)
 for _module in COMMANDS:
     importlib.import_module(_module).register(app)
