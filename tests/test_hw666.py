@@ -136,16 +136,14 @@ def test_what_a_checkpoint_of_its_training_holds_besides() -> None:
         assert np.array_equal(plain.flatten()[name], array), name
 
 
-def test_tables_of_another_size_keep_their_corners() -> None:
-    """Its `eval.py` resizes them with the corners aligned, so that the offsets at the ends keep their numbers."""
+def test_tables_are_resized_with_their_corners_aligned() -> None:
+    """As its `eval.py` does: 7 rows of a table are every second one of 13, and 3 every third one of 7."""
     spec = small(64)
-    params, wide = params_of(spec), coatref.convert(state_of(spec), spec, dialect="hw666", image_size=(128, 96))
-    for stage, sides in (("s3", (15, 11)), ("s4", (7, 5))):
-        before, after = (each[stage][0]["attn"]["relative_bias"]["table"] for each in (params, wide))
-        assert after.shape == (len(before), *sides)
-        assert np.allclose(
-            after[:, [0, 0, -1, -1], [0, -1, 0, -1]], before[:, [0, 0, -1, -1], [0, -1, 0, -1]], atol=1e-12
-        )
+    params, high = params_of(spec), coatref.convert(state_of(spec), spec, dialect="hw666", image_size=(112, 64))
+    for stage, step in (("s3", 2), ("s4", 3)):
+        before, after = (each[stage][0]["attn"]["relative_bias"]["table"] for each in (params, high))
+        assert after.shape[1] == step * (before.shape[1] - 1) + 1
+        assert np.allclose(after[:, ::step], before, rtol=0, atol=1e-12)
 
 
 def test_tensors_that_do_not_fit_are_refused() -> None:
