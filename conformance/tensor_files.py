@@ -23,7 +23,7 @@ import numpy as np
 
 from coatref.conformance.precision import rounded
 from coatref.errors import FileFormatError, InputError
-from coatref.weights.files import Stored, open_file
+from coatref.weights.files import open_file
 
 DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "bool": "BOOL"}
 
@@ -90,9 +90,9 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], d
     Raises:
         FileNotFoundError, FileFormatError: there is no such file, or it is no whole safetensors file.
     """
+    if Path(path).suffix.lower() != ".safetensors":
+        raise FileFormatError(f"{path} ends in {Path(path).suffix!r}; tensors are exchanged as .safetensors files.")
     with open_file(Path(path)) as (tensors, metadata):
-        if not all(isinstance(tensor, Stored) for tensor in tensors.values()):
-            raise FileFormatError(f"{path} is a torch file; tensors are exchanged as .safetensors files.")
         return {name: tensor.read() for name, tensor in tensors.items()}, metadata
 
 

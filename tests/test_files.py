@@ -30,6 +30,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import coatref
+from coatref.conformance.tensor_files import read_tensors
 from coatref.errors import CoatrefError, FileFormatError, InputError, SpecError, WeightsError
 from coatref.params import tensor_tree
 from coatref.specification import Attention, ConvNeXt, ConvStem, MBConv, Norm, Spec, Transformer
@@ -530,6 +531,12 @@ def test_a_file_of_another_format(path: Path, whole: bytes, version: str) -> Non
     del header["__metadata__"][VERSION_KEY]
     path.write_bytes(put_together(header, data))
     refused(lambda: coatref.load(path), FileFormatError, "None", "upgrade")
+
+
+@pytest.mark.parametrize("name", ["model.npz", "model.pth", "model"])
+def test_tensors_are_exchanged_in_one_format(tmp_path: Path, name: str) -> None:
+    np.savez(tmp_path / "model.npz", a=np.zeros(3))
+    refused(lambda: read_tensors(tmp_path / name), FileFormatError, name, repr(Path(name).suffix), ".safetensors")
 
 
 # --- damaged safetensors files ---
