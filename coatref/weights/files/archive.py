@@ -39,8 +39,9 @@ def open_archive(file: BufferedReader, held: contextlib.ExitStack) -> zipfile.Zi
     """An archive whose list of members has been checked.
 
     Raises:
-        FileFormatError: it is damaged; it has too many members, two of one name, or members that are encrypted or packed
-            otherwise than by deflate; or it would unpack to far more than its size. The message is a part of a sentence.
+        FileFormatError: it is damaged; it has too many members, two of one name, or members that are larger than it,
+            encrypted, or packed otherwise than by deflate; or it would unpack to far more than its size. The message is a
+            part of a sentence.
     """
     size = size_of(file)
     with damage_told():
@@ -56,6 +57,8 @@ def open_archive(file: BufferedReader, held: contextlib.ExitStack) -> zipfile.Zi
             raise FileFormatError(
                 f"its member {member.filename!r:.100} is encrypted, or packed otherwise than by deflate"
             )
+        if member.compress_size > size:  # as many are asked for at once when it is read
+            raise FileFormatError(f"it has {size} bytes and its member {member.filename!r:.100} should take more")
     refuse_bomb(sum(member.file_size for member in members), size)
     return archive
 
@@ -78,6 +81,16 @@ def refuse_long_list(file: BufferedReader, size: int) -> None:
                     f"its list of members takes {length} bytes, more than the {LARGEST_HEADER} allowed"
                 )
     file.seek(0)
+
+
+def content_of(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    """The bytes of a member: as many as it says, so that no more are unpacked.
+
+    Raises:
+        FileFormatError: it is damaged; the message is a part of a sentence.
+    """
+    with damage_told(), archive.open(member) as stream:
+        return stream.read(member.file_size)
 
 
 def place_of(file: BufferedReader, member: zipfile.ZipInfo) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from io import BufferedReader
 from pathlib import Path
 
 from coatref.errors import FileFormatError
-from coatref.weights.files.archive import damage_told, open_archive, place_of
+from coatref.weights.files.archive import content_of, damage_told, open_archive, place_of
 from coatref.weights.files.disk import faults_of, opened, size_of
 from coatref.weights.files.hdf5_objects import LAYOUT, SYMBOL_TABLE, objects, open_metadata
 from coatref.weights.files.hdf5_values import dataset, text_attribute
@@ -54,7 +54,7 @@ def read_keras(path: Path, held: contextlib.ExitStack) -> Content:
                 raise FileFormatError(f"its member {WEIGHTS} is packed, which Keras does not do")
             if members[CONFIG].file_size > LARGEST_HEADER:
                 raise FileFormatError(f"its member {CONFIG} is longer than the {LARGEST_HEADER} bytes allowed")
-            config = parsed(archive.read(CONFIG))
+            config = parsed(content_of(archive, members[CONFIG]))
             begin, end = place_of(file, members[WEIGHTS])
         return tensors_of(file, begin, end - begin, layer_names(config)), {}
 

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from coatref.errors import FileFormatError
-from coatref.weights.files.archive import damage_told, open_archive, place_of
+from coatref.weights.files.archive import content_of, damage_told, open_archive, place_of
 from coatref.weights.files.disk import faults_of, opened, size_of
 from coatref.weights.files.limits import LARGEST_HEADER, refuse_bomb
 from coatref.weights.files.pickled import Storage, Tensor, read_pickle
@@ -94,9 +94,9 @@ def read_zipped(file: BufferedReader) -> tuple[Any, Places, str]:
             )
         if members[pickles[0]].file_size > LARGEST_HEADER:
             raise FileFormatError(f"its pickle is longer than the {LARGEST_HEADER} bytes allowed")
-        content = read_pickle(io.BytesIO(archive.read(pickles[0])))
+        content = read_pickle(io.BytesIO(content_of(archive, members[pickles[0]])))
         order = members.get(folder + "byteorder")
-        big = order is not None and order.file_size == 3 and archive.read(order) == b"big"
+        big = order is not None and order.file_size == 3 and content_of(archive, order) == b"big"
         data = {
             name.removeprefix(folder + "data/"): members[name] for name in members if name.startswith(folder + "data/")
         }
