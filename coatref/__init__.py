@@ -5,8 +5,8 @@
     logits = coatref.forward(params, x)  # x: (N, H, W, 3), any array-API library
 
 `specs` and `spec` give the named networks, `init`, `load` and `convert` their parameters, `forward` and `trace` compute,
-`prepare` makes ready for many forward passes, `save` stores and `export` gives them other projects' names, and `check`
-judges another implementation. Every error raised on purpose derives from `CoatrefError`.
+`prepare` makes ready for many forward passes, `save` stores, `export` gives other projects' names and `export_onnx` an ONNX
+file, and `check` judges another implementation. Every error raised on purpose derives from `CoatrefError`.
 """
 
 import importlib
@@ -30,6 +30,7 @@ from coatref.errors import (
 from coatref.images import preprocess, preprocess_images
 from coatref.initialise import init
 from coatref.model import forward, trace
+from coatref.onnx_export import export_onnx
 from coatref.params import Params
 from coatref.prepared import Prepared, prepare
 from coatref.specification import Preprocessing, Spec, spec, specs
@@ -54,6 +55,7 @@ __all__ = [
     "check",
     "convert",
     "export",
+    "export_onnx",
     "forward",
     "init",
     "load",

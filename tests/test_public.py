@@ -32,6 +32,8 @@ NAMES = [
     "WeightsError",
     "check",
     "convert",
+    "export",
+    "export_onnx",
     "forward",
     "init",
     "load",

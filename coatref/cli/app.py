@@ -22,6 +22,7 @@ from coatref.cli.onnx import EXAMPLES as ONNX_EXAMPLES
 from coatref.cli.onnx import onnx
 from coatref.cli.output import one_line
 from coatref.cli.specs import spec, specs
+from coatref.cli.weights import CONVERT_EXAMPLES, EXPORT_EXAMPLES, convert_weights, export
 from coatref.errors import CoatrefError
 
 USAGE_OR_ERROR, INTERRUPTED, PIPE_CLOSED = 2, 130, 141  # the last two as a shell shows a process that a signal ended
@@ -45,6 +46,8 @@ app.command(
 )(spec)
 app.command(epilog=FORWARD_EXAMPLES)(forward)
 app.command(epilog=CLASSIFY_EXAMPLES)(classify)
+app.command(epilog=EXPORT_EXAMPLES)(export)
+app.command("convert-weights", epilog=CONVERT_EXAMPLES)(convert_weights)
 app.command(epilog=ONNX_EXAMPLES)(onnx)
 app.command(epilog="Examples:\n\ncoatref info\n\ncoatref info --json")(info)
 for _module in COMMANDS:
