@@ -435,6 +435,14 @@ def test_a_packed_archive(path: Path) -> None:
     refused(lambda: read_all(path), FileFormatError, str(path), "packed members")
 
 
+def test_an_encrypted_member(path: Path) -> None:
+    """Its bytes would be taken as they are."""
+    content = bytearray(pickled(tensor()))
+    content[content.rindex(b"PK\1\2") + 8] |= 1
+    path.write_bytes(content)
+    refused(lambda: read_all(path), FileFormatError, str(path), "'model/data/0' is encrypted")
+
+
 def test_a_member_that_is_elsewhere(path: Path) -> None:
     content = bytearray(pickled(tensor()))
     place = content.rindex(b"PK\1\2") + 42
