@@ -65,6 +65,7 @@ for _ in range(500):
         {"label_names": ["a", "b", "x" * 1001]},
         {"label_names": ["a", "b", "x" * 10**7]},
         {"label_names": ["a", "b", DEEP]},
+        {"label_names": ["a", "b", ["c"]], "label_descriptions": {"a": "A"}},
         {"label_names": DEEP},
         {"label_names": {"0": "a", "3": "d"}},
         {"label_names": {"-1": "a"}},

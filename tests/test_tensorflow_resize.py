@@ -140,7 +140,7 @@ def torch_resized(image: Any, size: Size, mode: str, **options: Any) -> Any:
 SIDE = st.integers(1, 40)
 
 
-@settings(deadline=None, max_examples=150, derandomize=True)
+@settings(deadline=None, max_examples=80, derandomize=True)
 @given(source=st.tuples(SIDE, SIDE), size=st.tuples(SIDE, SIDE), mode=st.sampled_from(["bicubic", "bilinear"]))
 @example((1, 1), (5, 3), "bicubic")
 @example((1, 40), (4, 1), "bicubic")
@@ -168,7 +168,7 @@ def test_nearest_takes_the_pixel_that_the_centre_lies_in() -> None:
     np.testing.assert_array_equal(found, image[rows][:, columns])
 
 
-@pytest.mark.parametrize("size", [(5, 29), (23, 4), (7, 11)])
+@pytest.mark.parametrize("size", [(5, 29), (23, 4)])
 @pytest.mark.parametrize("antialias", [True, False])
 @pytest.mark.parametrize("name", ["lanczos", "bicubic", "bilinear"])
 def test_every_filter_equals_jaxs(name: str, antialias: bool, size: Size) -> None:
