@@ -31,6 +31,7 @@ INTEGER, FLOAT, STRING, OPAQUE, ENUMERATION, OF_ANY_LENGTH = 0, 1, 3, 5, 8, 9  #
 COMPACT, CONTIGUOUS, CHUNKED = 0, 1, 2  # classes of layouts
 DEFLATE, SHUFFLE = 1, 2  # filters
 MOST_CHUNKS = 10**5  # of a dataset
+SLACK = 64  # bytes; numbers that do not pack hardly grow by deflate, a few bytes may double
 LONGEST_TEXT = 4096  # bytes
 
 FLOATS: dict[
@@ -161,9 +162,10 @@ def chunked(metadata: Metadata, name: str, found: Messages, shape: tuple[int, ..
     for key, address in entries(metadata, tree, 1, 16 + 8 * rank) if expected else ():
         size, mask = number(key, 0, 4), number(key, 4, 4)
         index = tuple(number(key, 8 + 8 * axis, 8) for axis in range(rank))
-        if mask or address + size > metadata.size or (size != unpacked and DEFLATE not in filters):
+        fits = size <= 2 * unpacked + SLACK if DEFLATE in filters else size == unpacked
+        if mask or address + size > metadata.size or not fits or len(chunks) == expected:
             raise FileFormatError(
-                f"a chunk of dataset {name!r:.100} is not as large as it should be, or not in the file"
+                f"a chunk of dataset {name!r:.100} is not as large as it should be, or not in the file, or one too many"
             )
         chunks.append(Chunk(index, address, size))
     ranges = [range(0, length, step) for length, step in zip(shape, steps, strict=True)]
