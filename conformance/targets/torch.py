@@ -103,8 +103,8 @@ def torch_target(
         factory: gives the module: a function or class, called with `spec=` or `img_size=` where it takes them; or the
             module itself, of which a copy is used.
         spec: what it computes.
-        dialect: whose names and layouts its state dict has, of `coatref.weights.export`; None: timm's for a spec
-            "timm/...", else ours.
+        dialect: whose names and layouts its state dict has, of `coatref.weights.export`; None: the spec's own, such as
+            timm's for a spec "timm/...", else ours.
         mapping: in place of a dialect, a function from parameters (NumPy) to its state dict, of arrays or tensors.
         names: part of the module -> name of its value in a trace, or a JSON file of that; see above.
         layout: in which it takes images and gives values with four axes.
@@ -122,7 +122,8 @@ def torch_target(
         raise InputError(f"The layout of a torch: target is one of {', '.join(get_args(Layout))}, got {layout!r:.80}.")
     if mapping is not None and dialect is not None:
         raise InputError("A torch: target takes a dialect or a mapping for its weights, and was given both.")
-    dialect = dialect or ("timm" if spec.name.startswith("timm/") else "coatref")
+    own = spec.name.partition("/")[0]
+    dialect = dialect or (own if own in DIALECTS else "coatref")
     if dialect not in DIALECTS:
         raise InputError(f"A torch: target was given the dialect {dialect!r:.80}; there are {', '.join(DIALECTS)}.")
     policy, state_of = precision or Precision(), mapping or (lambda params: views(params, dialect))
