@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 from coatref.errors import FileFormatError
+from coatref.weights.files.limits import LONGEST_NAME
 from coatref.weights.files.stored import MOST_AXES
 
 MOST_INSTRUCTIONS = 500_000  # a tensor takes about 50, and a CoAtNet-7 with its optimizer has about 6000
@@ -153,8 +154,8 @@ def named(module: Any, name: Any) -> Named:
     Raises:
         FileFormatError: it is not, or is no text; the message is a part of a sentence.
     """
-    if not isinstance(module, str) or not isinstance(name, str):
-        raise FileFormatError("its pickle asks for something by what is no name")
+    if not isinstance(module, str) or not isinstance(name, str) or len(module) + len(name) > LONGEST_NAME:
+        raise FileFormatError("its pickle asks for something by what is no name, or a long one")
     full = f"{module.replace('__builtin__', 'builtins')}.{name}"
     if full in USED or full in UNUSED or full in (STORAGE, "torch.UntypedStorage"):
         return Named(full)
@@ -228,9 +229,12 @@ def wholes(values: Any) -> tuple[int, ...]:
 
 
 def put(content: Any, key: Any, value: Any) -> None:
-    """Put a pair into a dict; a key that is no text or small number is kept apart: hashes may be all the same, or take long."""
+    """Put a pair into a dict; a key that is no short text or small number is kept apart, as it may take long to find."""
     if isinstance(content, dict):
-        plain = isinstance(key, (str, bytes)) or (type(key) is int and 0 <= key <= LARGEST_KEY)
+        if isinstance(key, (str, bytes)):
+            plain = len(key) <= LONGEST_NAME
+        else:
+            plain = type(key) is int and 0 <= key <= LARGEST_KEY
         content[key if plain else Other(type(key).__name__)] = value
     elif not isinstance(content, Other):
         raise FileFormatError("its pickle puts a pair into what is no dict")
