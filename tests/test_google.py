@@ -320,7 +320,7 @@ def test_names_that_do_not_fit_are_refused() -> None:
         coatref.convert(right | {"maxvit/mbconv/kernel": right[one]}, spec)
     with pytest.raises(coatref.InputError, match=f"are the same tensor, {one}"):
         coatref.convert(right | {f"other/{one}": right[one]}, spec)
-    with pytest.raises(coatref.InputError, match="two|same|no spec|fits|pass"):
+    with pytest.raises(coatref.InputError, match=r"names of Google's maxvit code, depths \(2, 2, 1, 2, 1\), widths"):
         coatref.convert(lacking)
 
 
@@ -331,6 +331,12 @@ def test_the_network_is_recognised(name: str, layout: str) -> None:
     shapes = table.expected(spec, layout)
     found = recognised({key: np.broadcast_to(np.float32(0), shape) for key, shape in shapes.items()})
     assert (found.spec, found.layout) == (spec, layout)
+
+
+@pytest.mark.parametrize("name", LAYOUT)
+def test_a_network_of_other_depths_and_widths_is_recognised(name: str) -> None:
+    found = coatref.convert(variables(made(name), LAYOUT[name])).spec
+    assert found.replace(image_size=made(name).image_size) == made(name)  # tables tell the grid: 37 pixels, or 48
 
 
 def test_sizes_are_measured() -> None:
