@@ -424,11 +424,15 @@ def test_spec_names_what_a_file_does_not_say(cli: Cli, tmp_path: Path) -> None:
     from safetensors.numpy import save_file
 
     params = coatref.init("timm/test_coatnet", scheme="distinct")
-    save_file(dict(params.flatten()), tmp_path / "bare.safetensors")
-    assert_is_error(cli("forward", "--weights", tmp_path / "bare.safetensors"), "does not say which network")
-    run = cli("forward", "--weights", tmp_path / "bare.safetensors", "--spec", "timm/test_coatnet", "--json")
+    arrays = dict(params.flatten())
+    save_file(arrays, tmp_path / "bare.safetensors")
     row = coatref.forward(params, coatref.preprocess(photograph(), params.spec))[0]
-    assert [g["index"] for g in json.loads(run.out)["images"][0]["top"]] == [index for index, _, _ in top5(row)]
+    for options in ((), ("--spec", "timm/test_coatnet")):  # its tensors say it too
+        run = cli("forward", "--weights", tmp_path / "bare.safetensors", *options, "--json")
+        assert [g["index"] for g in json.loads(run.out)["images"][0]["top"]] == [index for index, _, _ in top5(row)]
+    del arrays["s2.0.shrink.w"]
+    save_file(arrays, tmp_path / "lacking.safetensors")
+    assert_is_error(cli("forward", "--weights", tmp_path / "lacking.safetensors"), "does not say which network")
 
 
 def test_probabilities_and_few_classes(cli: Cli, tmp_path: Path) -> None:
