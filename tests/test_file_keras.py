@@ -374,6 +374,18 @@ def test_configurations_that_tell_nothing(odd: Any) -> None:
     assert layer_names(odd) == {}
 
 
+def test_models_in_models_in_models() -> None:
+    """Each level has one more; what is deeper than groups may be is passed over."""
+    config: Any = {"config": {}}
+    for index in range(200):
+        layer = {"class_name": "Functional", "config": {"name": f"m{index}"} | config["config"]}
+        config = {"config": {"layers": [layer, layer]}}
+    with time_limit(SECONDS), memory_limit(MEGABYTES):
+        found = layer_names(config)
+    assert found[("layers", "functional_1", "layers", "functional")] == "m198"
+    assert max(map(len, found)) == 16 and len(found) == 2 * sum(2**level for level in range(1, 9))
+
+
 # --- files that are damaged ---
 
 

@@ -318,6 +318,7 @@ PICKLES: dict[str, tuple[bytes, str]] = {
     "a persistent name": (b"Pabc\n.", "PERSID"),
     "a name in the stack": (b"\x8c\x02os\x8c\x05mkdir\x93.", "os.mkdir"),
     "a name of numbers in the stack": (b"K\x01K\x02\x93.", "asks for"),
+    "a type of another module": (b"cos\nFloatStorage\n.", "os.FloatStorage"),
     "a name of dots": (b"cos.path\njoin\n.", "os.path.join"),
     "a long name": (b"c" + b"n" * 10**5 + b"\nn\n.", "nnnn"),
     "a call of a type": (b"ctorch\nFloatStorage\n(K\x05tR.", "calls torch.FloatStorage"),

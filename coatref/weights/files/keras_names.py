@@ -18,6 +18,7 @@ from dataclasses import replace
 from typing import Any
 
 from coatref.errors import FileFormatError
+from coatref.weights.files.hdf5_objects import DEEPEST
 from coatref.weights.files.limits import LONGEST_NAME
 from coatref.weights.files.stored import Stored, Tensors
 
@@ -172,13 +173,13 @@ def layer_names(config: Any) -> dict[Path, str]:
     Layers are numbered as Keras 3 does when it saves them: by their class, in the order of the configuration.
     """
     found: dict[Path, str] = {}
-    todo: list[tuple[Path, Any]] = [((), config)]
+    todo: list[tuple[Path, Any]] = [((container,), config) for container in LAYERS]  # a file has either of them
     while todo:
         path, model = todo.pop()
         content = model.get("config") if isinstance(model, dict) else None
         layers = content.get("layers") if isinstance(content, dict) else None
         counts: Counter[str] = Counter()
-        for layer in layers if isinstance(layers, list) else ():
+        for layer in layers if isinstance(layers, list) and len(path) < DEEPEST else ():
             kind = layer.get("class_name") if isinstance(layer, dict) else None
             inner = layer.get("config") if isinstance(layer, dict) else None
             name = inner.get("name") if isinstance(inner, dict) else None
@@ -186,10 +187,9 @@ def layer_names(config: Any) -> dict[Path, str]:
                 continue
             group = snake_case(kind)
             counts[group] += 1
-            place = group if counts[group] == 1 else f"{group}_{counts[group] - 1}"
-            for container in LAYERS:
-                found[(*path, container, place)] = name
-                todo.append(((*path, container, place), layer))
+            place = (*path, group if counts[group] == 1 else f"{group}_{counts[group] - 1}")
+            found[place] = name
+            todo.append(((*place, path[0]), layer))
     return found
 
 
