@@ -180,11 +180,13 @@ def test_the_size_of_the_images_is_asked_for_or_an_error(tmp_path: Path) -> None
         assert np.array_equal(theirs.flatten()[name], geometric_resize(params.flatten()[name], rows, columns))
         assert not np.array_equal(theirs.flatten()[name], found.flatten()[name])
     same_bits(coatref.load(tmp_path / "m.safetensors", image_size=96), params)
+    wrong: Any
     for wrong in ("96", (96,), 96.0, (96, 96, 96), [96, "96"], True):
         with pytest.raises(coatref.InputError, match="image_size is a height and a width"):
             coatref.load(tmp_path / "m.safetensors", image_size=wrong)
+    wrong = "bicubic"
     with pytest.raises(coatref.InputError, match="resized as paper or timm"):
-        coatref.load(tmp_path / "m.safetensors", image_size=96, resize="bicubic")
+        coatref.load(tmp_path / "m.safetensors", image_size=96, resize=wrong)
     with pytest.raises(coatref.SizeError):
         coatref.load(tmp_path / "m.safetensors", image_size=(16, 96))
 

@@ -69,8 +69,8 @@ def running(root: Path) -> Iterator[Hub]:
             self.send_header("Content-Length", str(facts.st_size))
             self.end_headers()
             if body:
-                with found.open("rb") as file:
-                    shutil.copyfileobj(file, self.wfile)
+                with found.open("rb") as content:
+                    shutil.copyfileobj(content, self.wfile)
 
         def say(self, repository: str, revision: str) -> None:
             self.send_header("X-Repo-Commit", hashlib.sha1(f"{repository}@{revision}".encode()).hexdigest())
