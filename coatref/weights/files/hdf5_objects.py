@@ -210,7 +210,7 @@ def members(metadata: Metadata, table: bytes) -> Iterator[tuple[str, int]]:
     head = metadata.take(heap, 32)
     if head[:4] != b"HEAP":
         raise FileFormatError(f"it has no names at byte {heap}, where they should be")
-    names = metadata.take(number(head, 24, 8), number(head, 8, 8))
+    names, before = metadata.take(number(head, 24, 8), number(head, 8, 8)), b""
     for node in leaves(metadata, tree, 0, 8):
         metadata.enter(node)
         start = metadata.take(node, 8)
@@ -221,7 +221,11 @@ def members(metadata: Metadata, table: bytes) -> Iterator[tuple[str, int]]:
         for at in range(0, 40 * count, 40):
             if number(entries, at + 16, 4) not in (0, 1):
                 raise FileFormatError(A_LINK)
-            yield name_at(names, number(entries, at, 8)), number(entries, at + 8, 8)
+            name = name_at(names, number(entries, at, 8))
+            if name.encode() <= before:  # no other reader would find it
+                raise FileFormatError(f"its object {name!r:.100} is not in the order of names")
+            before = name.encode()
+            yield name, number(entries, at + 8, 8)
 
 
 def name_at(names: bytes, offset: int) -> str:

@@ -155,32 +155,33 @@ def chunked(metadata: Metadata, name: str, found: Messages, shape: tuple[int, ..
     steps = sizes[:-1]
     expected = math.prod(-(-length // step) for length, step in zip(shape, steps, strict=True))
     unpacked = math.prod(steps) * width
-    filters = filters_of(name, found)
+    filters = filters_of(name, found, width)
     if expected > MOST_CHUNKS:
         raise FileFormatError(f"dataset {name!r:.100} has {expected} chunks, and {MOST_CHUNKS} are allowed")
-    tree, chunks = number(layout, 3, 8), []
+    tree = number(layout, 3, 8)
+    chunks: list[Chunk] = []
     for key, address in entries(metadata, tree, 1, 16 + 8 * rank) if expected else ():
-        size, mask = number(key, 0, 4), number(key, 4, 4)
+        size, mask, behind = number(key, 0, 4), number(key, 4, 4), number(key, 8 + 8 * rank, 8)
         index = tuple(number(key, 8 + 8 * axis, 8) for axis in range(rank))
         fits = size <= 2 * unpacked + SLACK if DEFLATE in filters else size == unpacked
-        if mask or address + size > metadata.size or not fits or len(chunks) == expected:
+        if mask or behind or address + size > metadata.size or not fits or len(chunks) == expected:
             raise FileFormatError(
                 f"a chunk of dataset {name!r:.100} is not as large as it should be, or not in the file, or one too many"
             )
         chunks.append(Chunk(index, address, size))
     ranges = [range(0, length, step) for length, step in zip(shape, steps, strict=True)]
     starts = itertools.product(*ranges) if expected else ()  # it takes each range into memory, be another one empty
-    if len(chunks) != expected or {chunk.first for chunk in chunks} != set(starts):
-        raise FileFormatError(f"dataset {name!r:.100} has {expected} chunks, which are not all there")
+    if [chunk.first for chunk in chunks] != list(starts):
+        raise FileFormatError(f"dataset {name!r:.100} has {expected} chunks, which are not all there, or not in order")
     fetch = functools.partial(assembled, metadata, name, kind, shape, steps, filters, tuple(chunks))
     return Stored(name, kind.dtype, shape, fetch), max(expected * unpacked, math.prod(shape) * width)
 
 
-def filters_of(name: str, found: Messages) -> tuple[int, ...]:
-    """Numbers of the filters that a dataset went through, in their order.
+def filters_of(name: str, found: Messages, width: int) -> tuple[int, ...]:
+    """Numbers of the filters that a dataset of numbers of so many bytes went through, in their order.
 
     Raises:
-        FileFormatError: one is none of HDF5's own without loss; the message is a part of a sentence.
+        FileFormatError: one is none of HDF5's own without loss, or is for other numbers; the message is a part of a sentence.
     """
     if not found.has(FILTERS):
         return ()
@@ -191,6 +192,8 @@ def filters_of(name: str, found: Messages) -> tuple[int, ...]:
     for _ in range(count):
         length, values = number(content, position + 2, 2), number(content, position + 6, 2)
         filters.append(number(content, position, 2))
+        if filters[-1] == SHUFFLE and (values != 1 or number(content, position + 8 + length, 4) != width):
+            raise FileFormatError(f"dataset {name!r:.100} is shuffled as numbers of another size")
         position += 8 + length + 4 * (values + values % 2)
     if set(filters) - {DEFLATE, SHUFFLE} or len(set(filters)) != len(filters):
         raise FileFormatError(
