@@ -155,6 +155,20 @@ def test_paths_of_objects(name: str) -> None:
             assert table.variable(found) == table.variable(variable)
 
 
+def test_slots_of_objects() -> None:
+    """Of the project's optimizer with moving averages, around Adam."""
+    path, value = "backbone/_dense/kernel", "/.ATTRIBUTES/VARIABLE_VALUE"
+    slots = {
+        "/.OPTIMIZER_SLOT/optimizer/average": table.Variable("pre_logits/kernel", averaged=True),
+        "/.OPTIMIZER_SLOT/optimizer/ema_base_optimizer/m": None,
+        "/.OPTIMIZER_SLOT/optimizer/ema_base_optimizer/v": None,
+    }
+    for slot, found in slots.items():
+        assert table.variable(f"{path}{slot}{value}") == found
+    for other in ("global_step", "save_counter", "optimizer/_variables/7", "optimizer/ema_base_optimizer/iter"):
+        assert table.variable(f"{other}{value}") is None
+
+
 # --- a second formulation ---
 
 
