@@ -8,13 +8,13 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from coatref.errors import InputError
+from coatref.errors import FileFormatError, InputError
 from coatref.weights.files.hdf5_file import read_hdf5, read_keras
 from coatref.weights.files.npz_file import read_npz
 from coatref.weights.files.onnx_file import read_onnx
 from coatref.weights.files.safetensors_file import read_safetensors
 from coatref.weights.files.sharded import read_sharded
-from coatref.weights.files.stored import Content
+from coatref.weights.files.stored import Content, Tensors
 from coatref.weights.files.tensorflow_checkpoint import read_tensorflow
 from coatref.weights.files.torch_file import read_torch
 
@@ -60,7 +60,24 @@ def open_file(path: Path, *, ema: bool = True) -> Iterator[Content]:
     """
     read = reader_of(path, ema)
     with contextlib.ExitStack() as held:
-        yield read(path, held)
+        tensors, metadata = read(path, held)
+        refuse_odd_names(path, tensors)
+        yield tensors, metadata
+
+
+def refuse_odd_names(path: Path, tensors: Tensors) -> None:
+    """Refuse names that are no texts, of which JSON and pickles can have some: half of a pair of surrogates.
+
+    Raises:
+        FileFormatError: there is one, which no message could tell.
+    """
+    for name in tensors:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise FileFormatError(
+                f"{path} has a tensor {name!r:.100}, whose name no text can have; fetch it again."
+            ) from None
 
 
 def reader_of(path: Path, ema: bool) -> Reader:
