@@ -7,6 +7,7 @@ import importlib.util
 import itertools
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -34,10 +35,10 @@ from coatref.conformance.targets.onnx import make
 from coatref.errors import FileFormatError, InputError, MissingDependencyError, ShapeError, WeightsError
 from coatref.onnx_export import export, export_onnx, files
 from coatref.onnx_export.arrays import held, known, laid
-from coatref.onnx_export.graph import Graph
+from coatref.onnx_export.graph import Graph, constant
 from coatref.onnx_export.lengths import Batch, broadcast, filled_in
 from coatref.onnx_export.namespace import numbers, permute_dims, reshape, take
-from coatref.specification.parts import Activation, Attention, PatchStem, Pool, RelativeBias
+from coatref.specification.parts import Activation, Attention, LayerScale, PatchStem, Pool, RelativeBias
 
 SIZE = (32, 64)
 FOUR: Any = {"depths": (1, 1, 2, 1), "widths": (8, 32, 64, 96)}
@@ -156,6 +157,8 @@ def choices() -> dict[str, coatref.Spec]:
         attend(orientation, RelativeBias(orientation=orientation, sharing="across_heads"))
     attend("log_mlp", RelativeBias(kind="log_mlp", hidden=7))
     attend("windows", RelativeBias(), form="windowed", window=(3, 1))
+    for per in ("channel", "branch"):
+        note(f"scale per {per}", strided, layer_scale=LayerScale(initial=0.3, per=per))
     for kind in get_args(Activation):
         note(kind, strided, activation=kind)
     for kind, size, padding, zeros in pools:
@@ -234,6 +237,7 @@ def test_the_file_says_what_it_is(small: coatref.Params, tmp_path: Path) -> None
     stored = {each.key: each.value for each in model.metadata_props}
     assert coatref.Spec.from_json(stored["coatref.spec"]) == SMALL and stored["coatref.format"] == "1"
     assert (model.producer_name, model.producer_version) == ("coatref", coatref.__version__)
+    assert model.ir_version == 8  # the oldest that has opset 17
     assert "coatnet_0: images (N, 3, 32, 64) float32" in model.doc_string and "logits (N, 5)" in model.doc_string
     (way_in,), (way_out,) = model.graph.input, model.graph.output
     assert [side.dim_param or side.dim_value for side in way_in.type.tensor_type.shape.dim] == ["N", 3, 32, 64]
@@ -403,16 +407,19 @@ def test_a_full_disk_leaves_nothing(
 def test_the_file_appears_by_one_move_and_with_usual_permissions(
     small: coatref.Params, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    moves: list[tuple[str, str, bool]] = []
+    moves: list[tuple[Path, Path, bool]] = []
     replace = os.replace
 
     def noted(source: Path, target: Path) -> None:
-        moves.append((Path(source).name, Path(target).name, Path(target).exists()))
+        moves.append((source, target, target.exists()))
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", noted)
     export_onnx(small, tmp_path / "a.onnx", validate=False)
-    assert moves == [("a.onnx", "a.onnx", False)]
+    [(source, target, there)] = moves
+    assert (
+        target == tmp_path / "a.onnx" and source.parent.parent == tmp_path and not there
+    )  # beside it: one file system
     (tmp_path / "plain").touch()
     assert (tmp_path / "a.onnx").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
@@ -503,9 +510,11 @@ def test_weights_that_no_file_can_hold_are_refused(small: coatref.Params, tmp_pa
 def test_a_missing_package_is_named(
     package: str, small: coatref.Params, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setitem(importlib.import_module("sys").modules, package, None)
-    with pytest.raises(MissingDependencyError, match=rf"needs {package}, .*pip install 'coatref\[onnx\]'"):
+    monkeypatch.setitem(sys.modules, package, None)
+    with monkeypatch.context() as before, pytest.raises(MissingDependencyError, match=rf"needs {package}, ") as error:
+        before.setattr(export, "cast", lambda *_: pytest.fail("worked before it looked for its packages"))
         export_onnx(small, tmp_path / "a.onnx")
+    assert "pip install 'coatref[onnx]'" in str(error.value)
     if package == "onnxruntime":
         export_onnx(small, tmp_path / "a.onnx", validate=False)
         assert (tmp_path / "a.onnx").exists()
@@ -522,6 +531,12 @@ def test_permutations_that_undo_each_other_cost_nothing() -> None:
     assert laid(graph, permute_dims(there, (0, 2, 3, 1))) == "x" and graph.nodes == []
     laid(graph, there), laid(graph, there)
     assert [(node.operator, node.attributes) for node in graph.nodes] == [("Transpose", {"perm": (0, 3, 1, 2)})]
+
+
+def test_equal_constants_are_one_and_equal_bytes_of_other_types_are_not() -> None:
+    graph = Graph(17)
+    names = [constant(graph, np.zeros(3, dtype)) for dtype in ("int64", "float64", "int64")]
+    assert names == ["Constant_0", "Constant_1", "Constant_0"]
 
 
 def test_what_depends_on_no_input_is_computed_at_once() -> None:
