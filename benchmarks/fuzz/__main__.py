@@ -1,4 +1,13 @@
-"""Fuzz one reader, guided by coverage where atheris is installed, else blindly; finds are written to a folder."""
+"""Fuzz one reader, guided by coverage where atheris is installed, else blindly; finds are written to a folder.
+
+    python -m benchmarks.fuzz torch --minutes 5 --out FOLDER     try cases, keep finds and those that are accepted
+    python -m benchmarks.fuzz.compare torch --out FOLDER         read the accepted ones by the library as well
+    python -m benchmarks.fuzz.collect torch --out FOLDER         add the smallest cases to tests/corpus
+    python -m benchmarks.fuzz.summary --out FOLDER               figures of all runs into the folder
+
+Cases are right files, made by the libraries whose formats they are, and changes of them that keep lengths and checksums
+right. What must hold of each is in `oracle`.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +55,7 @@ def main() -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser("python -m benchmarks.fuzz", description=__doc__)
+    made = argparse.ArgumentParser("python -m benchmarks.fuzz", description=__doc__.split("\n")[0])
     made.add_argument("reader", choices=NAMES)
     made.add_argument("--minutes", type=float, default=1.0, help="of this process")
     made.add_argument("--seed", type=int, default=0)
@@ -175,6 +184,7 @@ def run(reader: str, seconds: float, seed: int, out: Path, atheris: Any) -> None
     for number, case in enumerate(seeds):
         (given / str(number)).write_bytes(case)
     arguments = [f"-seed={seed + 1}", "-max_len=65000", "-timeout=60", "-rss_limit_mb=0", "-len_control=0", "-reload=0"]
+    arguments.append(f"-artifact_prefix={out}/")
     atheris.Setup([sys.argv[0], *arguments, str(out / "corpus"), str(given)], timed, custom_mutator=changed)
     atheris.Fuzz()
 
