@@ -526,6 +526,44 @@ def test_forms_that_keras_does_not_write(path: Path, options: dict[str, Any]) ->
     )
 
 
+def test_a_tree_of_many_levels(path: Path) -> None:
+    """Each of two thousand nodes says that it is the first of two levels, and leads to the next."""
+    made(path, lambda file: file.__setitem__("a/k", floats(3)))
+    content = bytearray(path.read_bytes())
+    first, end = content.index(b"TREE"), len(content)
+    for address in range(end, end + 2000 * 48, 48):
+        content += b"TREE" + struct.pack("<2BH2Q3Q", 0, 1, 1, 2**64 - 1, 2**64 - 1, 0, address + 48, 8)
+    content[first : first + 48] = content[end : end + 48]
+    content[40:48] = struct.pack("<Q", len(content))
+    path.write_bytes(content)
+    refused(lambda: read_all(path), FileFormatError, str(path), "no tree")
+
+
+def test_a_dataset_where_the_root_should_be(path: Path) -> None:
+    made(path, lambda file: file.__setitem__("a", floats(3)))
+    content = bytearray(path.read_bytes())
+    entry = content.index(b"SNOD") + 8
+    content[64:72] = content[entry + 8 : entry + 16]
+    path.write_bytes(content)
+    refused(lambda: read_all(path), FileFormatError, str(path), "its object '' is neither a group nor a dataset")
+
+
+@pytest.mark.parametrize("change", [-4, 4, 2**40, 2**64 - 12])
+@pytest.mark.parametrize("what", ["size", "address"])
+def test_a_dataset_that_is_not_all_there(path: Path, what: str, change: int) -> None:
+    made(path, lambda file: file.__setitem__("a", floats(3)))
+    content = bytearray(path.read_bytes())
+    data = content.index(floats(3).tobytes())
+    place = content.index(struct.pack("<2B2Q", 3, 1, data, 12)) + (10 if what == "size" else 2)
+    changed = (struct.unpack_from("<Q", content, place)[0] + change) % 2**64
+    content[place : place + 8] = struct.pack("<Q", changed)
+    path.write_bytes(content)
+    if what == "address" and changed + 12 <= len(content):
+        assert read_all(path)["a"].shape == (3,)  # nothing tells that they are other numbers
+    else:
+        refused(lambda: read_all(path), FileFormatError, str(path), "not all in the file")
+
+
 def test_addresses_that_lead_in_circles(path: Path) -> None:
     """Every place of eight bytes that could be an address, with the address of every other such place."""
     made(path, lambda file: [file.__setitem__(f"a{index}/k", floats(3)) for index in range(3)])
@@ -563,7 +601,7 @@ def test_a_hostile_archive(tmp_path: Path, what: str) -> None:
 
 def test_a_packed_archive(tmp_path: Path) -> None:
     path = keras_archive(tmp_path / "model.keras", config_3(), True, zipfile.ZIP_DEFLATED)
-    refused(lambda: read_all(path), FileFormatError, str(path), "packed")
+    refused(lambda: read_all(path), FileFormatError, str(path), "packed, which Keras does not do")
     path.write_bytes(b"")
     refused(lambda: read_all(path), FileFormatError, str(path), "zip archive")
 

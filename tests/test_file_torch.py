@@ -367,11 +367,14 @@ def test_a_hostile_pickle(path: Path, what: str) -> None:
             refused(lambda: read_all(path), FileFormatError, str(path), part if content[:2] == b"PK" else "")
 
 
-@pytest.mark.parametrize("code", [b"N0", b"("])
+@pytest.mark.parametrize("code", [b"N0", b"(1"])
 def test_a_pickle_of_many_instructions(path: Path, code: bytes) -> None:
-    path.write_bytes(pickled(code * (MOST_INSTRUCTIONS // len(code) + 1)))
+    """All but the number of them would be right."""
+    path.write_bytes(pickled(code * (MOST_INSTRUCTIONS // 2) + tensor()))
     with time_limit(2 * SECONDS):
-        refused(lambda: read_all(path), FileFormatError, str(path))
+        refused(lambda: read_all(path), FileFormatError, str(path), f"{MOST_INSTRUCTIONS} instructions")
+    path.write_bytes(pickled(code * (MOST_INSTRUCTIONS // 4) + tensor()))
+    assert read_all(path)["w"].tolist() == [0, 0]
 
 
 def stream(code: bytes, keys: Any = ("0",), data: bytes = struct.pack("<q2f", 2, 1.5, -2)) -> bytes:
@@ -441,7 +444,7 @@ def test_an_encrypted_member(path: Path) -> None:
     content = bytearray(pickled(tensor()))
     content[content.rindex(b"PK\1\2") + 8] |= 1
     path.write_bytes(content)
-    refused(lambda: read_all(path), FileFormatError, str(path), "'model/data/0' is encrypted")
+    refused(lambda: read_all(path), FileFormatError, str(path), "is encrypted, or")
 
 
 def test_a_member_that_is_elsewhere(path: Path) -> None:

@@ -29,7 +29,7 @@ from coatref.errors import FileFormatError
 from coatref.weights.files.archive import content_of, damage_told, open_archive, place_of
 from coatref.weights.files.disk import faults_of, opened, size_of
 from coatref.weights.files.limits import LARGEST_HEADER, refuse_bomb
-from coatref.weights.files.pickled import Storage, Tensor, read_pickle
+from coatref.weights.files.pickled import Other, Storage, Tensor, read_pickle
 from coatref.weights.files.stored import Content, Stored, is_shape, read_bytes, type_of
 
 AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict")  # where training scripts put averaged weights ...
@@ -60,8 +60,9 @@ def read_torch(path: Path, held: contextlib.ExitStack, *, ema: bool = True) -> C
             raise FileFormatError(f"it holds a {type(tensors).__name__} and not a mapping of names to tensors")
         for name, value in tensors.items():
             if not isinstance(name, str) or not isinstance(value, Tensor):
+                told = f"a key that is a {name.name}" if isinstance(name, Other) else f"{name!r:.100}"
                 raise FileFormatError(
-                    f"it holds a {type(value).__name__} under {name!r:.100} and should hold a mapping of names to tensors, "
+                    f"it holds a {type(value).__name__} under {told} and should hold a mapping of names to tensors, "
                     f"bare or under {', '.join(map(repr, PLAIN))}; save the state_dict() alone"
                 )
         found = {name: stored(file, name, tensor, places, order) for name, tensor in tensors.items()}
