@@ -180,7 +180,10 @@ def compare(reader: str, out: Path) -> dict[str, Any]:
             folder = Path(name)
             write(taken_apart(reader, kept.read_bytes()), folder)
             first = folder / NAMES[reader][0]
-            _, arrays = oracle.examine(reader, first)
+            verdict, arrays = oracle.examine(reader, first)
+            if verdict != "accepted":
+                counts["refused since"] += 1
+                continue
             named = reader not in ("hdf5", "keras")
             ours = {mark(name if named else "", array) for name, array in arrays.items()}
             theirs = library.ask(first)
