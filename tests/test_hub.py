@@ -251,7 +251,7 @@ def test_a_folder_of_the_hubs_layout(timm: Any, tmp_path: Path) -> None:
     timm.models.save_for_hf(model, tmp_path, safe_serialization="both")
     assert coatref.load(tmp_path).spec == coatref.load(tmp_path / "pytorch_model.bin").spec == spec
     (tmp_path / "config.json").write_text('{"architecture": NaN')
-    with pytest.raises(coatref.FileFormatError, match="config.json is not the JSON"):
+    with pytest.raises(coatref.FileFormatError, match="config.json cannot be used: it is not the JSON"):
         coatref.load(tmp_path)
     (tmp_path / "config.json").unlink()
     with pytest.raises(coatref.InputError, match=r"specs have exactly these names and shapes: .*; pass spec="):

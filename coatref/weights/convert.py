@@ -97,7 +97,7 @@ def converted(
 ) -> Params:
     """Parameters from tensors that are read in a known way; see `convert`."""
     spec, given = reading.spec, reading.given
-    places = list(reading.dialect.places(spec, reading.layout))
+    places = reading.places or list(reading.dialect.places(spec, reading.layout))
     wanted = expected(places)
     found = {name: tensors[own] for name, own in given.items()}
     try:

@@ -178,13 +178,14 @@ def keras_name(name: str) -> str:
     *_, layer, leaf = ["", *name.partition(":")[0].split("/")]
     kernel = "depthwise_kernel" if layer.endswith("dw_conv") else "kernel"
     norm = layer.endswith(("_bn", "_ln"))
-    torch = {
+    leaves = {
+        "kernel": kernel,  # Keras 3 calls a depthwise one so too
         "weight": "gamma" if norm else kernel,
         "bias": "beta" if norm else "bias",
         "running_mean": "moving_mean",
         "running_var": "moving_variance",
     }
-    return f"{layer}/{torch.get(leaf, leaf)}"
+    return f"{layer}/{leaves.get(leaf, leaf)}"
 
 
 def sizes(shapes: Mapping[str, Shape]) -> Measured | None:

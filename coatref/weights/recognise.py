@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from coatref.errors import CoatrefError, InputError
@@ -27,12 +27,14 @@ class Reading(NamedTuple):
         spec: the network, at the image size that its relative-bias tables were made for.
         dialect, layout: whose names and layouts they have.
         given: their plain name -> the name that the checkpoint has.
+        places: of the spec in that layout, where they have been made already.
     """
 
     spec: Spec
     dialect: Dialect
     layout: str
     given: Mapping[str, str]
+    places: Sequence[Place] | None = None
 
 
 def shapes_of(tensors: Mapping[str, Any]) -> dict[str, Shape]:
@@ -70,17 +72,17 @@ def reading_as(
     fitting = at_their_size(found, shapes)
     if len(fitting) > 1:
         raise InputError(ambiguity(fitting))
-    return found._replace(spec=fitting[0]) if fitting else found
+    return found._replace(spec=fitting[0], places=None) if fitting else found
 
 
 def reading(tensors: Mapping[str, Any], spec: Spec, dialect: Dialect, ema: bool) -> Reading | str:
     """How to read tensors as a spec's in a dialect; or the name of a layer that the dialect lacks."""
     layout = dialect.layout_of(tensors)
     try:
-        list(dialect.places(spec, layout))
+        places = list(dialect.places(spec, layout))
     except KeyError as error:
         return str(error)
-    return Reading(spec, dialect, layout, dialect.plain(tensors, ema))
+    return Reading(spec, dialect, layout, dialect.plain(tensors, ema), places)
 
 
 def closest(tensors: Mapping[str, Any], spec: Spec, ema: bool) -> Reading:
@@ -98,7 +100,7 @@ def closest(tensors: Mapping[str, Any], spec: Spec, ema: bool) -> Reading:
             continue
         if isinstance(found, str):
             continue
-        wanted = expected(dialect.places(spec, found.layout)).keys()
+        wanted = expected(found.places or ()).keys()
         hits = len(wanted & found.given.keys())
         if hits > most or not tensors:
             best, most = found, hits

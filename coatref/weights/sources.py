@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple
 from coatref.errors import FileFormatError, InputError, WeightsError
 from coatref.registry import missing
 from coatref.weights.files import path_of
-from coatref.weights.files.safetensors_file import without_repeats
+from coatref.weights.files.json_text import parsed
 
 HUB = "hf-hub:"  # timm's prefix, and ours
 REPOSITORY = re.compile(r"(?:[\w.-]{1,96}/)?[\w.-]{1,96}")
@@ -178,9 +177,9 @@ def read_json(path: Path) -> dict[str, Any]:
     if len(content) > LARGEST_CONFIG:
         raise FileFormatError(f"{path} has more than the {LARGEST_CONFIG} bytes that it may have.")
     try:
-        value = json.loads(content.decode(), object_pairs_hook=without_repeats)
-    except (ValueError, RecursionError) as error:
-        raise FileFormatError(f"{path} is not the JSON that it should be ({str(error)[:200]}).") from None
+        value = parsed(content)
+    except FileFormatError as error:
+        raise FileFormatError(f"{path} cannot be used: {error}.") from None
     if not isinstance(value, dict):
         raise FileFormatError(f"{path} holds a JSON {type(value).__name__} and not an object.")
     return value

@@ -12,11 +12,9 @@ from typing import Any
 
 from coatref.errors import FileFormatError
 from coatref.weights.files.disk import faults_of, opened, size_of
-from coatref.weights.files.json_text import parsed, without_repeats
+from coatref.weights.files.json_text import parsed
 from coatref.weights.files.limits import LARGEST_HEADER
 from coatref.weights.files.stored import DTYPES, MOST_AXES, Content, Stored, is_count, is_shape, read_bytes, type_of
-
-__all__ = ["read_safetensors", "without_repeats"]
 
 
 def read_safetensors(path: Path, held: contextlib.ExitStack) -> Content:
