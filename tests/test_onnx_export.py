@@ -31,6 +31,8 @@ from coatref.attention.relative_attention import ScaleSite
 from coatref.attention.relative_bias import Orientation
 from coatref.cli import main
 from coatref.conformance import exported as judge
+from coatref.conformance.precision import declared
+from coatref.conformance.suite import as_given
 from coatref.conformance.targets.onnx import make
 from coatref.errors import FileFormatError, InputError, MissingDependencyError, ShapeError, WeightsError
 from coatref.onnx_export import export, export_onnx, files
@@ -181,15 +183,14 @@ def test_every_choice_of_attention_activation_and_pool(name: str, tmp_path: Path
     assert difference(runs(tmp_path / "b.onnx", "NHWC", "float64")(x), right) < 1e-13
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(drawn=specs())
-def test_no_spec_fails_in_any_type_and_layout(drawn: Drawn, tmp_path: Path) -> None:
-    """In float16 some drawn networks hold numbers that are too large, or lose all digits: these cannot be judged."""
+def test_no_drawn_spec_fails(drawn: Drawn, tmp_path: Path) -> None:
     params = parameters(drawn.spec, drawn.seed)
-    for dtype, layout in (("float64", "NHWC"), ("float32", "NCHW"), ("float16", "NHWC")):
+    for dtype, layout in (("float64", "NHWC"), ("float32", "NCHW")):
         path, rest = tmp_path / "a.onnx", {"opset": 17, "external": False, "validate": True, "seed": drawn.seed}
         found = export.exported(params, path, dtype=dtype, layout=layout, **rest)  # type: ignore[arg-type]
-        assert found.agreement.verdict != "fail" and (found.kept or dtype == "float16"), found.agreement.told()
+        assert found.agreement.verdict != "fail", found.agreement.told()
 
 
 def test_float16_agrees_and_every_opset_is_taken(small: coatref.Params, tmp_path: Path) -> None:
@@ -259,6 +260,16 @@ def test_values_have_the_names_of_the_trace(small: coatref.Params, tmp_path: Pat
     for name, found in zip(names, session.run(names, {"images": x}), strict=True):
         sides = np.sort(found, axis=None), np.sort(right[name], axis=None)  # axes may stand in another order
         np.testing.assert_allclose(*sides, rtol=1e-9, atol=1e-12, err_msg=name)
+
+
+def test_the_figure_is_the_largest_difference_relative_to_the_largest_output(
+    small: coatref.Params, tmp_path: Path
+) -> None:
+    found = export_onnx(small, tmp_path / "a.onnx", seed=3).agreement
+    case = as_given(SMALL, small, 3, sum(judge.BATCHES), declared("float32"))
+    output = judge.outputs(tmp_path / "a.onnx", case.x.astype(np.float32))
+    assert found.difference == difference(output, coatref.forward(case.params, case.x, backend="definition"))
+    assert 0 < found.margin < 1 and found.batches == (2, 1)
 
 
 def test_the_judge_takes_it_with_any_parameters(small: coatref.Params, tmp_path: Path) -> None:
@@ -597,6 +608,7 @@ def test_the_command_tells_in_words_and_resizes(
     options = ["--size", "64x32", "--dtype", "float64", "--no-validate", "--external", "-q"]
     assert main(["onnx", str(checkpoint), str(tmp_path / "a.onnx"), *options]) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'a.onnx'}: not validated\n"
+    assert (tmp_path / "a.onnx.data").is_file()
     params = coatref.load(checkpoint, dtype="float64").resize(64, 32)
     x = images(params.spec, 2)
     assert difference(runs(tmp_path / "a.onnx", "NHWC", "float64")(x), coatref.forward(params, x)) < 1e-13
@@ -633,11 +645,12 @@ def test_the_command_ends_with_2_on_errors(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_batch_that_is_not_free_is_seen(small: coatref.Params, planting: Any, tmp_path: Path) -> None:
-    """The last step of the graph fixed to two images: onnxruntime refuses the batch of one."""
+@pytest.mark.parametrize("count", [*judge.BATCHES, sum(judge.BATCHES)])
+def test_a_batch_that_is_not_free_is_seen(count: int, small: coatref.Params, planting: Any, tmp_path: Path) -> None:
+    """A file for so many images alone, which onnxruntime refuses to run on others."""
 
     def fixed(model: Any) -> None:
-        model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = judge.BATCHES[0]
+        model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = count
 
     planting(fixed)
     with pytest.raises(FileFormatError, match="onnxruntime refuses a.onnx"):
