@@ -655,3 +655,26 @@ def test_a_batch_that_is_not_free_is_seen(count: int, small: coatref.Params, pla
     planting(fixed)
     with pytest.raises(FileFormatError, match="onnxruntime refuses a.onnx"):
         export_onnx(small, tmp_path / "a.onnx")
+
+
+def test_the_file_says_what_it_is_and_loads_to_the_bit(tmp_path: Path) -> None:
+    """Also where its tensors leave that open: a spec of one's own, and another image size."""
+    own = coatref.spec("coatnet_0", image_size=(64, 96), classes=7, depths=(2, 1, 1, 2, 1), widths=(8, 16, 24, 32, 64))
+    params = coatref.init(own.replace(name="mine"), 3, scheme="distinct")
+    coatref.export_onnx(params, tmp_path / "mine.onnx", validate=False)
+    found = coatref.load(tmp_path / "mine.onnx")
+    assert found.spec == params.spec
+    assert all(np.array_equal(array, params.flatten()[name]) for name, array in found.flatten().items())
+    assert make(str(tmp_path / "mine.onnx")).spec == params.spec  # and the judge knows it too
+    model = onnx.load(tmp_path / "mine.onnx")
+    model.metadata_props.add(key="coatref.spec", value="{}")
+    onnx.save(model, tmp_path / "twice.onnx")
+    with pytest.raises(coatref.FileFormatError, match="property coatref.spec twice"):
+        coatref.load(tmp_path / "twice.onnx")
+    model.metadata_props.pop()
+    for entry in model.metadata_props:
+        if entry.key == "coatref.format":
+            entry.value = "2"
+    onnx.save(model, tmp_path / "later.onnx")
+    with pytest.raises(coatref.FileFormatError, match="coatref format '2'"):
+        coatref.load(tmp_path / "later.onnx")

@@ -38,6 +38,7 @@ from coatref.specification.spec import Spec
 from coatref.weights.convert import convert
 from coatref.weights.export import views
 from coatref.weights.files import path_of
+from coatref.weights.own_file import spec_of
 
 __all__ = ["make", "wrong_tensors"]
 
@@ -68,7 +69,8 @@ def make(
 
     Args:
         argument: path of the file.
-        spec: that it claims to compute; None: the named one whose names and shapes the initialisers have.
+        spec: that it claims to compute; None: that of a file from `coatref.export_onnx`, else the named one whose names and
+            shapes the initialisers have.
         weights: what the file should hold; needed where it lacks some parameters.
         precision: that is declared; None: that of the graph's input.
         options: "dialect", "timm" or "coatref": whose names the initialisers have; "names": a JSON file with an object of
@@ -88,6 +90,8 @@ def make(
     graph = read_graph(argument)
     if spec is None and weights is not None:
         spec = weights.spec
+    if spec is None:  # a file from `coatref.export_onnx` says it
+        spec = spec_of({each.key: each.value for each in graph.model.metadata_props}, argument)
     if spec is None:
         spec = recognised(graph, entrance(graph, 3).size)
     way_in = entrance(graph, spec.channels)

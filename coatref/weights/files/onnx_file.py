@@ -23,13 +23,16 @@ from coatref.weights.files.stored import Content, Stored, is_shape, read_bytes, 
 
 LARGEST = 2**31 - 1  # bytes of a message of protocol buffers
 
-GRAPH = 7  # in a model
+GRAPH, PROPERTY = 7, 14  # in a model
 NODE, INITIALIZER, SPARSE_INITIALIZER = 1, 5, 15  # in a graph
 INPUT, OP_TYPE, ATTRIBUTE = 1, 4, 5  # in a node
 ATTRIBUTE_NAME, ATTRIBUTE_INT = 1, 3
 DIMS, DATA_TYPE, SEGMENT, NAME, RAW_DATA, EXTERNAL_DATA, DATA_LOCATION = 1, 2, 3, 8, 9, 13, 14  # in a tensor
 FLOAT_DATA, INT32_DATA, INT64_DATA, DOUBLE_DATA, UINT64_DATA = 4, 5, 7, 10, 11
-KEY, VALUE = 1, 2  # in an entry of external data
+KEY, VALUE = 1, 2  # in an entry of external data, or of a model's properties
+
+OURS = b"coatref."  # before the names of the properties that `coatref.export_onnx` writes
+LONGEST_PROPERTY = 8 * 10**6  # bytes; the largest spec that there can be takes about 6 million
 
 TYPES = {  # ONNX's number of a type -> safetensors' name, and the field of its values where they are not raw
     1: ("F32", FLOAT_DATA),
@@ -68,7 +71,7 @@ class Initializer:
 
 
 def read_onnx(path: Path, held: contextlib.ExitStack) -> Content:
-    """The initialisers of an ONNX graph, checked and not read yet, and no metadata.
+    """The initialisers of an ONNX graph, checked and not read yet, and what `coatref.export_onnx` says of the network.
 
     A dense layer's weight is (D, C) in torch, and exporters store it as (C, D) where the graph multiplies by it from the
     right. It is given as torch has it: an initialiser whose name ends in "weight", which is a matrix, and which the graph
@@ -94,7 +97,36 @@ def read_onnx(path: Path, held: contextlib.ExitStack) -> Content:
             tensor = internal(graph, found) if found.external is None else external(path, found, files, held)
             tensors[found.name] = turned(tensor) if found.name in right and found.name.endswith("weight") else tensor
         refuse_bomb(sum(tensor.nbytes for tensor in tensors.values()), sum(size_of(file) for file in files.values()))
-    return dict(tensors), {}
+        metadata = properties(files[path.name])
+    return dict(tensors), metadata
+
+
+def properties(file: BufferedReader) -> dict[str, str]:
+    """Names and texts of the model's properties that are ours.
+
+    Raises:
+        FileFormatError: one is damaged, too long or there twice; the message is a part of a sentence.
+    """
+    model = Message(file, 0, size_of(file))
+    found: dict[str, str] = {}
+    for part in model.fields():
+        if part.number != PROPERTY:
+            continue
+        entry = model.inside(part)
+        parts = {each.number: each for each in entry.fields() if each.kind == BYTES}
+        if KEY not in parts or parts[KEY].end - parts[KEY].begin > LONGEST_NAME or VALUE not in parts:
+            continue
+        key = entry.content(parts[KEY], LONGEST_NAME)
+        if not key.startswith(OURS):
+            continue
+        try:
+            name, text = key.decode(), entry.content(parts[VALUE], LONGEST_PROPERTY).decode()
+        except UnicodeDecodeError:
+            raise FileFormatError(f"its property {key!r:.100} is no text") from None
+        if name in found:
+            raise FileFormatError(f"it has the property {name:.100} twice")
+        found[name] = text
+    return found
 
 
 def graph_of(file: BufferedReader) -> Message:
