@@ -37,12 +37,12 @@ finfo = np.finfo
 
 
 def abs(x: Array) -> Array:
-    """|x|."""
+    """|x|, element by element."""
     return elementwise("Abs", np.abs, x)
 
 
 def exp(x: Array) -> Array:
-    """e^x."""
+    """e^x, element by element."""
     return elementwise("Exp", np.exp, x)
 
 
@@ -52,12 +52,12 @@ def log1p(x: Array) -> Array:
 
 
 def sign(x: Array) -> Array:
-    """-1, 0 or 1."""
+    """-1, 0 or 1, as the number is below, at or above zero."""
     return elementwise("Sign", np.sign, x)
 
 
 def sqrt(x: Array) -> Array:
-    """The root."""
+    """The square root of each number."""
     return elementwise("Sqrt", np.sqrt, x)
 
 
@@ -67,12 +67,12 @@ def tanh(x: Array) -> Array:
 
 
 def maximum(x: Array, y: Array) -> Array:
-    """The larger."""
+    """The larger of two numbers."""
     return elementwise("Max", np.maximum, x, y)
 
 
 def minimum(x: Array, y: Array) -> Array:
-    """The smaller."""
+    """The smaller of two numbers."""
     return elementwise("Min", np.minimum, x, y)
 
 
@@ -92,7 +92,7 @@ def copysign(x: Array, y: Array) -> Array:
 
 
 def zeros_like(x: Array) -> Array:
-    """Zero."""
+    """Zero, which broadcasts to any shape."""
     return known(0, x.dtype)
 
 
@@ -202,15 +202,15 @@ def reduced(operator: str, x: Array, axis: Axes, keepdims: bool) -> Array:
 
 
 def mean(x: Array, *, axis: Axes = None, keepdims: bool = False) -> Array:
-    """The mean."""
+    """The mean along some axes, or of all numbers."""
     return reduced("ReduceMean", x, axis, keepdims)
 
 
 def sum(x: Array, *, axis: Axes = None, keepdims: bool = False) -> Array:
-    """The sum."""
+    """The sum along some axes, or of all numbers."""
     return reduced("ReduceSum", x, axis, keepdims)
 
 
 def max(x: Array, *, axis: Axes = None, keepdims: bool = False) -> Array:
-    """The largest."""
+    """The largest number along some axes, or of all."""
     return reduced("ReduceMax", x, axis, keepdims)

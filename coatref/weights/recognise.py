@@ -102,7 +102,7 @@ def closest(tensors: Mapping[str, Any], spec: Spec, ema: bool) -> Reading:
             continue
         wanted = expected(found.places or ()).keys()
         hits = len(wanted & found.given.keys())
-        if hits > most or not tensors:
+        if hits > most or (best is None and not tensors):
             best, most = found, hits
         if hits == len(wanted):  # no other has all of these names; some have a few of ours
             return found
