@@ -179,6 +179,7 @@ def test_a_revision_a_token_and_what_is_cached(
         ("hf-hub:me/mine@v9", "The repository me/mine has no revision 'v9'"),
         ("hf-hub:", "names no repository"),
         ("hf-hub:../../etc", "names no repository"),
+        ("hf-hub:../etc", "names no repository"),
         ("hf-hub:a/b/c", "names no repository"),
         ("hf-hub:me/mine@v2", "names a revision, and revision='v3' another"),
     ],

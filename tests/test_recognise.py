@@ -90,7 +90,7 @@ def test_wrappers_are_looked_through(prefix: str) -> None:
     assert recognised(wrapped).spec == coatref.spec("timm/test_coatnet")
     params = coatref.convert(wrapped)
     assert params.spec.name == "timm/test_coatnet"
-    half = {f"{prefix if index % 2 else ''}{name}": array for index, (name, array) in enumerate(given.items())}
+    half = {f"{'' if index % 2 else prefix}{name}": array for index, (name, array) in enumerate(given.items())}
     with pytest.raises(coatref.InputError, match="no 'timm/...' spec has exactly|no names"):
         recognised(half)
 

@@ -164,6 +164,14 @@ def test_padding_that_makes_no_difference() -> None:
     same_function(params, found)
 
 
+def test_padding_that_makes_one_is_in_the_way() -> None:
+    own = small("timm/coatnet_1_rw_224")
+    assert all(run.stride_at == "depthwise" for stage in own.stages for run in stage if isinstance(run, MBConv))
+    params = coatref.init(changed(own, {}, {"padding": "same"}), 0)
+    with pytest.raises(coatref.WeightsError, match='stages.padding is "same" here and "symmetric" there'):
+        represented(params, "timm")
+
+
 # --- the commands ---
 
 
