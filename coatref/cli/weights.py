@@ -12,7 +12,6 @@ from coatref.cli.arguments import Json, parse_size
 from coatref.cli.output import console, one_line, print_json, size_text
 from coatref.errors import InputError
 from coatref.params import Params
-from coatref.registry import resolve_dtype, resolve_library
 from coatref.weights.dialects import DIALECTS
 from coatref.weights.load import load
 from coatref.weights.represent import represented
@@ -122,7 +121,7 @@ def written(params: Params, target: Path, dialect: str, layout: str | None, sour
         "layout": chosen,
         "tensors": len(params.flatten()),
         "parameters": params.spec.num_parameters(),
-        "dtype": resolve_dtype(resolve_library("numpy"), str(first.dtype)).__name__,
+        "dtype": str(first.dtype),
         "image_size": list(params.spec.image_size),
         "bytes": target.stat().st_size,
         "file": str(target),

@@ -15,7 +15,7 @@ from coatref.specification.spec import Spec
 from coatref.weights.dialects import DIALECTS
 from coatref.weights.files import Stored, on_host
 from coatref.weights.places import expected, read
-from coatref.weights.recognise import Reading, at_their_size, reading_as, recognised, shapes_of
+from coatref.weights.recognise import Reading, at_their_size, plain_shapes, reading_as, recognised
 from coatref.weights.resize import Resize, refuse_unknown_method, size_of
 from coatref.weights.resize import resize as resized
 
@@ -104,7 +104,7 @@ def converted(
         refuse_misfits(spec.name, wanted, found)
     except WeightsError as error:
         same_names = wanted.keys() == found.keys()  # asked first: a file can carry a spec of any number of tensors
-        fitting = at_their_size(reading, shapes_of(found)) if same_names else []
+        fitting = at_their_size(reading, plain_shapes(tensors, given)) if same_names else []
         if not fitting:
             raise
         sizes = " or ".join(f"{height}x{width}" for height, width in (each.image_size for each in fitting))

@@ -37,9 +37,9 @@ class Reading(NamedTuple):
     places: Sequence[Place] | None = None
 
 
-def shapes_of(tensors: Mapping[str, Any]) -> dict[str, Shape]:
-    """Name and shape of every tensor."""
-    return {name: tuple(array.shape) for name, array in tensors.items()}
+def plain_shapes(tensors: Mapping[str, Any], given: Mapping[str, str]) -> dict[str, Shape]:
+    """Plain name and shape of every tensor, from the names that they are given under."""
+    return {plain: tuple(tensors[name].shape) for plain, name in given.items()}
 
 
 def reading_as(
@@ -68,8 +68,7 @@ def reading_as(
         found = closest(tensors, spec, ema)
     if not any_size:
         return found
-    shapes = {name: tuple(tensors[given].shape) for name, given in found.given.items()}
-    fitting = at_their_size(found, shapes)
+    fitting = at_their_size(found, plain_shapes(tensors, found.given))
     if len(fitting) > 1:
         raise InputError(ambiguity(fitting))
     return found._replace(spec=fitting[0], places=None) if fitting else found
@@ -179,7 +178,7 @@ def candidates(
         layout, given = dialect.layout_of(tensors), dialect.plain(tensors, ema)
     except InputError:  # the names make no sense in this dialect
         return []
-    shapes = {name: tuple(tensors[own].shape) for name, own in given.items()}
+    shapes = plain_shapes(tensors, given)
     sizes = dialect.sizes(shapes)
     if sizes is None:
         return []
@@ -275,7 +274,7 @@ def no_fit(tensors: Mapping[str, Any], ema: bool) -> str:
             plain = dialect.plain(tensors, ema)
         except InputError:
             continue
-        sizes = dialect.sizes({own: tuple(tensors[given].shape) for own, given in plain.items()})
+        sizes = dialect.sizes(plain_shapes(tensors, plain))
         if sizes is not None and sizes.depths is not None:
             return (
                 f"The {len(tensors)} tensors have names of {dialect.project}, depths {sizes.depths}, widths {sizes.widths} "
@@ -304,10 +303,7 @@ def ambiguity(fitting: list[Spec]) -> str:
 def differences(first: Spec, second: Spec) -> list[tuple[str, str, str]]:
     """Fields in which two specs differ: path, value of the first, value of the second; the name is none of them."""
     missing = object()
-    sides = [
-        dict(flatten(json.loads(spec.to_json(), object_pairs_hook=lambda pairs: dict(pairs))))
-        for spec in (first, second)
-    ]
+    sides = [dict(flatten(json.loads(spec.to_json()))) for spec in (first, second)]
     found = []
     for path in dict.fromkeys(itertools.chain(*sides)):
         values = [side.get(path, missing) for side in sides]

@@ -57,9 +57,10 @@ def resize(params: Params, size: tuple[int, int], method: Resize = "paper") -> P
     if method == "paper" or size == params.spec.image_size:
         return params if size == params.spec.image_size else params.resize(*size)
     spec = params.spec.replace(image_size=size)
+    arrays = params.flatten()
     changed: dict[str, Any] = {}
     for name, tensor in flatten(tensor_tree(spec)):
-        array = params.flatten()[name]
+        array = arrays[name]
         if tuple(array.shape) != tensor.shape:
             _, rows, columns = tensor.shape
             table = geometric_resize(to_host(name, array), rows, columns)

@@ -71,7 +71,7 @@ def located(
             raise FileNotFoundError(f"There is none of {', '.join(WEIGHTS)} in the folder {path}; name a file.")
         path = path / name
     beside = path.parent / CONFIG
-    return Located(path, read_config(beside) if beside.is_file() else None)
+    return Located(path, read_json(beside) if beside.is_file() else None)
 
 
 def on_the_hub(repository: str, *, revision: str | None, **options: Any) -> Located:
@@ -93,7 +93,7 @@ def on_the_hub(repository: str, *, revision: str | None, **options: Any) -> Loca
             for shard in shards(path):
                 if fetch(name, shard, **options) is None:
                     raise WeightsError(f"{file} of {name} lists the file {shard:.200}, which the repository lacks.")
-        return Located(path, None if config is None else read_config(config))
+        return Located(path, None if config is None else read_json(config))
     raise InputError(
         f"The repository {name} has none of {', '.join(WEIGHTS)} on the hub, or offline none in the cache; see whether "
         "its name is right."
@@ -155,15 +155,6 @@ def shards(index: Path) -> list[str]:
     if not names or not all(isinstance(name, str) and re.fullmatch(r"[\w.-]{1,200}", name) for name in names):
         raise FileFormatError(f"{index} lists no files of a sharded checkpoint; fetch it again.")
     return list(dict.fromkeys(names))
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """A config.json as a mapping.
-
-    Raises:
-        FileFormatError: it is too large, or no JSON object.
-    """
-    return read_json(path)
 
 
 def read_json(path: Path) -> dict[str, Any]:
